@@ -1,0 +1,1 @@
+"""KV pages on the host: who owns them, what they hold, and which go first."""

@@ -1,0 +1,167 @@
+"""The matcher of the project's own engine."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from jaxsgl.grammar.automaton import Automaton
+from jaxsgl.grammar.errors import GrammarError
+from jaxsgl.grammar.masks import Masks
+from jaxsgl.grammar.matcher import MAX_ROLLBACK
+from jaxsgl.grammar.parser import Branch
+from jaxsgl.grammar.vocabulary import Row, Vocabulary
+
+NOTHING_FITS = "no token of the vocabulary fits the grammar here"
+
+type _State = tuple[list[Branch], bool]
+"""(branches, whether an end token was taken). Branches are never changed in place."""
+
+
+class GrammarMatcher:
+    """See `Matcher`. A state is small and immutable, so taking back and forking copy nothing."""
+
+    def __init__(self, automaton: Automaton, masks: Masks, vocabulary: Vocabulary) -> None:
+        self._automaton = automaton
+        self._masks = masks
+        self._vocabulary = vocabulary
+        self._branches = automaton.start()
+        self._ended = False
+        self._history: deque[_State] = deque(maxlen=MAX_ROLLBACK)
+        self._mask: Row | None = None
+        """Of the present state, if it was asked for."""
+        self._error: str | None = None
+
+    @property
+    def error(self) -> str | None:
+        return self._error
+
+    @property
+    def can_end(self) -> bool:
+        return self._ended or any(self._automaton.can_end(branch)[0] for branch in self._branches)
+
+    @property
+    def finished(self) -> bool:
+        if self._ended:
+            return True
+        return self.can_end and not (self._present_mask() & ~self._vocabulary.ends).any()
+
+    def fill_mask(self, row: Row) -> None:
+        row[:] = self._present_mask()
+
+    def try_fill_mask(self, row: Row) -> bool:
+        if self._mask is None and not self._ended and self._error is None:
+            # Several branches are rare, and joining their masks is not worth a second way.
+            if len(self._branches) != 1:
+                return False
+            kept = self._masks.kept_row(self._branches[0])
+            if kept is None:
+                return False
+            if kept is self._masks.nothing:
+                self._error = NOTHING_FITS
+            else:
+                self._mask = kept
+        row[:] = self._present_mask()
+        return True
+
+    def advance(self, token_id: int) -> bool:
+        if self._error is not None or not 0 <= token_id < len(self._vocabulary.token_bytes):
+            return False
+        mask = self._mask
+        if mask is not None and not mask[token_id >> 5] >> (token_id & 31) & 1:
+            return False
+        if token_id in self._vocabulary.eos_token_ids:
+            return self._end()
+        data = self._vocabulary.token_bytes[token_id]
+        if self._ended or not data:
+            return False
+        try:
+            branches = self._automaton.read(self._branches, data)
+            if len(branches) != 1 or mask is None:
+                branches = self._automaton.keep_viable(branches)
+        except GrammarError as error:
+            self._error = str(error)
+            return False
+        if not branches:
+            return False
+        self._move(branches, False)
+        return True
+
+    def rollback(self, num_tokens: int) -> None:
+        if not 0 <= num_tokens <= len(self._history):
+            raise ValueError(f"cannot take back {num_tokens} of {len(self._history)} tokens")
+        for _ in range(num_tokens):
+            self._branches, self._ended = self._history.pop()
+        if num_tokens:
+            self._mask = None
+            self._error = None
+
+    def fork(self) -> GrammarMatcher:
+        twin = GrammarMatcher(self._automaton, self._masks, self._vocabulary)
+        twin._branches, twin._ended = self._branches, self._ended
+        twin._history = self._history.copy()
+        twin._mask, twin._error = self._mask, self._error
+        return twin
+
+    def forced_bytes(self, max_len: int) -> bytes:
+        forced = bytearray()
+        branches = self._branches
+        try:
+            while len(forced) < max_len and not self._ended and self._error is None:
+                found = self._only_byte(branches)
+                if found is None:
+                    break
+                branches = found[1]
+                forced.append(found[0])
+        except GrammarError as error:
+            self._error = str(error)
+        return bytes(forced)
+
+    def _end(self) -> bool:
+        if self._ended or not self.can_end:
+            return False
+        self._move(self._branches, True)
+        return True
+
+    def _move(self, branches: list[Branch], ended: bool) -> None:
+        self._history.append((self._branches, self._ended))
+        self._branches = branches
+        self._ended = ended
+        self._mask = None
+
+    def _present_mask(self) -> Row:
+        if self._ended or self._error is not None:
+            return self._vocabulary.ends
+        if self._mask is None:
+            try:
+                self._mask = self._make_mask()
+            except GrammarError as error:
+                self._error = str(error)
+                return self._vocabulary.ends
+        return self._mask
+
+    def _make_mask(self) -> Row:
+        branches, nothing = self._branches, self._masks.nothing
+        mask = self._masks.row(branches[0])
+        if len(branches) > 1:
+            rows = {id(row): row for row in map(self._masks.row, branches) if row is not nothing}
+            mask = np.bitwise_or.reduce(list(rows.values())) if rows else nothing
+        if mask is nothing:
+            raise GrammarError(NOTHING_FITS)
+        return mask
+
+    def _only_byte(self, branches: list[Branch]) -> tuple[int, list[Branch]] | None:
+        """The one byte that may come next and what it leads to; None if there are more or none."""
+        automaton = self._automaton
+        if any(automaton.can_end(branch)[0] for branch in branches):
+            return None
+        found: tuple[int, list[Branch]] | None = None
+        for byte, count in automaton.lexer.byte_groups:
+            following = automaton.keep_viable(automaton.read(branches, bytes((byte,))))
+            if not following:
+                continue
+            if found is not None or count > 1:
+                return None
+            found = (byte, following)
+        return found

@@ -1,0 +1,1 @@
+"""JSON Schema: reading, rewriting, and translation to grammars."""

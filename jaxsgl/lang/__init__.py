@@ -1,0 +1,1 @@
+"""Programs of prompts: a small language in Python whose forks share the radix cache."""

@@ -1,0 +1,194 @@
+"""What all families have in common: an embedding, layers one after another, an output head.
+
+A family says how its layers attend, what follows attention, and where its norms are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxsgl.models.attention import AttentionKind, AttentionOptions, ForwardBatch, KVPages
+from jaxsgl.models.feed_forward import FeedForward
+from jaxsgl.models.layers import linear, rms_norm, soft_cap
+from jaxsgl.models.model_config import ModelConfig
+from jaxsgl.models.rope import RopeTables, rope_frequencies, rope_magnitude, rope_tables
+from jaxsgl.models.self_attention import HeadNorms, SelfAttention, StepInputs
+from jaxsgl.models.sharding import Layout
+from jaxsgl.models.weights import (
+    Block,
+    HostWeights,
+    Model,
+    TensorSource,
+    abstract_weight,
+    at_hand,
+    stacked,
+)
+
+Rotation = Literal["global", "local"] | None
+"""Which rotary frequencies a layer uses, if any."""
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm: each block sees a normalised copy and adds to the hidden state."""
+
+    def __init__(
+        self, config: ModelConfig, layout: Layout, attention: Block, feed_forward: Block
+    ) -> None:
+        self.config = config
+        self.layout = layout
+        self.attention = attention
+        self.feed_forward = feed_forward
+
+    # Compiled as a function of its weights: traced once, called by every layer that is alike.
+    @functools.partial(jax.jit, static_argnames="kind")
+    def __call__(
+        self,
+        x: jax.Array,
+        norm_scales: tuple[jax.Array, ...],
+        inputs: StepInputs,
+        pages: KVPages,
+        kind: AttentionKind,
+    ) -> tuple[jax.Array, KVPages]:
+        """Hidden states [tokens, embed] after this layer, and its pages with the new tokens."""
+        return self.compute(x, norm_scales, inputs, pages, kind)
+
+    def compute(
+        self,
+        x: jax.Array,
+        norm_scales: tuple[jax.Array, ...],
+        inputs: StepInputs,
+        pages: KVPages,
+        kind: AttentionKind,
+    ) -> tuple[jax.Array, KVPages]:
+        """What `__call__` compiles."""
+        before_attention, before_feed_forward = norm_scales
+        attended, pages = self.attention(self.norm(x, before_attention), inputs, pages, kind)
+        x = x + self.layout.constrain(attended)
+        fed = self.feed_forward(self.norm(x, before_feed_forward))
+        return x + self.layout.constrain(fed), pages
+
+    def norm(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+        return rms_norm(x, scale, self.config.norm_eps, self.config.norm_offset)
+
+
+class Decoder(Model):
+    """A whole model. Built abstract; `load_weights` gives it values."""
+
+    layer_class: ClassVar[type[DecoderLayer]] = DecoderLayer
+    norm_names: ClassVar[tuple[str, ...]] = ("input_layernorm", "post_attention_layernorm")
+    """The checkpoint's names of a layer's norms, in the order that the layer takes them."""
+    feed_forward_name: ClassVar[str] = "mlp"
+
+    def __init__(self, config: ModelConfig, layout: Layout, dtype: DTypeLike) -> None:
+        embed, num_layers = config.hidden_size, config.num_layers
+        self.config = config
+        self.layout = layout
+        self.embedding = abstract_weight((config.vocab_size, embed), ("vocab", "embed"), dtype)
+        if not config.tie_embeddings:
+            self.head = abstract_weight(
+                (config.vocab_size, embed), ("vocab", "embed"), dtype, num_outputs=1
+            )
+        self.layers = nnx.List([self._make_layer(index, dtype) for index in range(num_layers)])
+        # The norms of all layers, layer by layer, and the last one.
+        num_norms = len(self.norm_names) * num_layers + 1
+        self.norm_scales = abstract_weight((num_norms, embed), (None, None), dtype)
+        if config.qk_norm:
+            # Two per layer, of queries and of keys.
+            self.head_norm_scales = abstract_weight(
+                (2 * num_layers, config.head_dim), (None, None), dtype
+            )
+
+    def _make_layer(self, index: int, dtype: DTypeLike) -> DecoderLayer:
+        return self.layer_class(
+            self.config,
+            self.layout,
+            self.make_attention(index, dtype),
+            self.make_feed_forward(index, dtype),
+        )
+
+    def make_attention(self, index: int, dtype: DTypeLike) -> Block:
+        return SelfAttention(self.config, self.layout, dtype, self.attention_options(index))
+
+    def make_feed_forward(self, index: int, dtype: DTypeLike) -> Block:
+        return FeedForward(self.config, self.layout, dtype)
+
+    def attention_options(self, index: int) -> AttentionOptions:
+        """How layer `index` attends."""
+        config = self.config
+        return AttentionOptions(
+            scale=config.attention_scale or config.head_dim**-0.5,
+            window=config.window if index in config.windowed_layers else None,
+            soft_cap=config.attention_soft_cap,
+        )
+
+    def rotation(self, index: int) -> Rotation:
+        """How layer `index` rotates queries and keys."""
+        return None if index in self.config.unrotated_layers else "global"
+
+    def __call__(
+        self, batch: ForwardBatch, kv: tuple[KVPages, ...], kind: AttentionKind
+    ) -> tuple[jax.Array, tuple[KVPages, ...]]:
+        """Logits of the wanted tokens, float32 [logits, vocab], and the pages with the new tokens.
+
+        In "decode" every row has one token and wants its logits; `batch.logit_idx` may repeat the
+        last row to be as long as draws are padded to.
+        """
+        config, layout = self.config, self.layout
+        x = self.embedding[...].at[batch.token_ids].get(mode="promise_in_bounds")
+        x = layout.constrain(x)
+        if config.embedding_scale != 1.0:
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)
+        ropes = self._rope_tables(batch.positions)
+        scales, num_norms = self.norm_scales[...], len(self.norm_names)
+        new_kv: list[KVPages] = []
+        for index, (layer, pages) in enumerate(zip(self.layers, kv, strict=True)):
+            layer_scales = tuple(scales[num_norms * index + i] for i in range(num_norms))
+            inputs = StepInputs(batch, ropes[self.rotation(index)], self._head_norms(index))
+            layer, x = at_hand(layer, x, layout)
+            x, pages = layer(x, layer_scales, inputs, pages, kind)
+            new_kv.append(pages)
+        if kind.mode == "mixed" or len(batch.logit_idx) > len(x):
+            x = x[batch.logit_idx]
+        head = self.embedding if config.tie_embeddings else self.head
+        x = rms_norm(x, scales[-1], config.norm_eps, config.norm_offset)
+        logits = soft_cap(linear(x, head[...], jnp.float32), config.logit_soft_cap)
+        return layout.constrain(logits), tuple(new_kv)
+
+    def _rope_tables(self, positions: jax.Array) -> Mapping[Rotation, RopeTables | None]:
+        used: set[Rotation] = {self.rotation(index) for index in range(self.config.num_layers)}
+        return {rotation: self._rope_table(rotation, positions) for rotation in used}
+
+    def _rope_table(self, rotation: Rotation, positions: jax.Array) -> RopeTables | None:
+        if rotation is None:
+            return None
+        local = rotation == "local"
+        frequencies = rope_frequencies(self.config, local=local)
+        return rope_tables(frequencies, positions, rope_magnitude(self.config, local=local))
+
+    def _head_norms(self, index: int) -> HeadNorms | None:
+        if not self.config.qk_norm:
+            return None
+        scales = self.head_norm_scales[...]
+        return HeadNorms(scales[2 * index], scales[2 * index + 1])
+
+    def host_weights(self, tensors: TensorSource) -> HostWeights:
+        prefixes = [f"model.layers.{index}" for index in range(self.config.num_layers)]
+        yield self.embedding, tensors.tensor("model.embed_tokens.weight")
+        for prefix, layer in zip(prefixes, self.layers, strict=True):
+            yield from layer.attention.host_weights(tensors, f"{prefix}.self_attn")
+            name = f"{prefix}.{self.feed_forward_name}"
+            yield from layer.feed_forward.host_weights(tensors, name)
+        norms = [f"{prefix}.{name}.weight" for prefix in prefixes for name in self.norm_names]
+        yield self.norm_scales, stacked(tensors, [*norms, "model.norm.weight"])
+        if self.config.qk_norm:
+            names = [f"{prefix}.self_attn.{x}_norm.weight" for prefix in prefixes for x in "qk"]
+            yield self.head_norm_scales, stacked(tensors, names)
+        if not self.config.tie_embeddings:
+            yield self.head, tensors.tensor("lm_head.weight")

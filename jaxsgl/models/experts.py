@@ -1,0 +1,218 @@
+"""A mixture of experts: each token goes through a few of many feed-forward blocks.
+
+Tokens are sorted by expert, multiplied group by group, and put back. Devices that share the experts
+out (logical axis "experts") each compute their own experts for all tokens, and add up.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+
+from jaxsgl.models.feed_forward import FeedForward
+from jaxsgl.models.layers import ACTIVATIONS, linear
+from jaxsgl.models.model_config import Experts, ModelConfig
+from jaxsgl.models.sharding import Layout
+from jaxsgl.models.weights import (
+    Block,
+    HostWeights,
+    TensorSource,
+    Values,
+    abstract_weight,
+    array_library,
+    gathered,
+)
+
+BLOCK_TOKENS = 256
+"""Tokens computed at once. Where XLA has no grouped product it makes one of all groups, masked,
+which takes memory in proportion to groups times rows."""
+
+
+def grouped_linear(x: jax.Array, weight: jax.Array, group_sizes: jax.Array) -> jax.Array:
+    """x [rows, in] times the matrix of each row's group, [groups, in, *out]; gives [rows, *out].
+
+    The first group_sizes[0] rows belong to group 0, and so on. Rows beyond all groups yield 0.
+    """
+    matrices = weight.reshape(*weight.shape[:2], -1)
+    out = jax.lax.ragged_dot(x, matrices, group_sizes)
+    return out.reshape(len(x), *weight.shape[2:])
+
+
+def route(logits: jax.Array, experts: Experts) -> tuple[jax.Array, jax.Array]:
+    """The experts of each token [tokens, num_chosen], and their weights, of float32 router logits
+    [tokens, num_experts]."""
+    scores = jax.nn.softmax(logits, axis=-1)
+    if experts.num_groups > 1:
+        grouped = scores.reshape(len(scores), experts.num_groups, -1)
+        _, best = jax.lax.top_k(grouped.max(-1), experts.num_chosen_groups)
+        kept = jax.nn.one_hot(best, experts.num_groups, dtype=jnp.bool_).any(1)
+        scores = jnp.where(kept[:, :, None], grouped, 0.0).reshape(scores.shape)
+    weights, chosen = jax.lax.top_k(scores, experts.num_chosen)
+    if experts.normalised:
+        weights = weights / weights.sum(-1, keepdims=True)
+    return chosen, weights * experts.scale
+
+
+class MixtureOfExperts(Block):
+    """Matrices of experts are [experts, in, out], as grouped products read them; gate and up are
+    one, interleaved."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layout: Layout,
+        dtype: DTypeLike,
+        router_name: str = "gate",
+        projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    ) -> None:
+        """`router_name` and `projections` are parts of the names that the checkpoint uses."""
+        experts = config.experts
+        assert experts is not None
+        num, embed, mlp = experts.num_experts, config.hidden_size, experts.mlp_size
+        self.config = config
+        self.experts = experts
+        self.layout = layout
+        self.names = (router_name, *projections)
+        # Small, and what it decides is not to be rounded: never quantised.
+        self.router = abstract_weight((num, embed), (None, "embed"), dtype)
+        self.gate_up = abstract_weight(
+            (num, embed, mlp, 2), ("experts", "embed", "mlp", None), dtype
+        )
+        self.down = abstract_weight((num, mlp, embed), ("experts", "mlp", "embed"), dtype)
+        if experts.shared_mlp_size:
+            self.shared = FeedForward(config, layout, dtype, experts.shared_mlp_size)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        logits = linear(x.astype(jnp.float32), self.router[...].astype(jnp.float32))
+        chosen, weights = route(self.layout.constrain(logits), self.experts)
+        out = self._chosen_experts(x, chosen, weights)
+        if self.experts.shared_mlp_size:
+            out = out + self.shared(x)
+        return out
+
+    def _chosen_experts(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
+        layout = self.layout
+        gate_up_spec = layout.spec("experts", "embed", "mlp", None)
+        down_spec = layout.spec("experts", "mlp", "embed")
+        activation = self.config.activation
+        if layout.mesh.size == 1:
+            return _own_experts(
+                x, chosen, weights, self.gate_up[...], self.down[...],
+                activation=activation, expert_axes=(), sum_axes=(),
+            )  # fmt: skip
+        whole = PartitionSpec()
+        run = functools.partial(
+            _own_experts,
+            activation=activation,
+            expert_axes=_axes(down_spec[0]),
+            sum_axes=(*_axes(down_spec[0]), *_axes(down_spec[1])),
+        )
+        # Inside, embed is whole.
+        return jax.shard_map(
+            run,
+            mesh=layout.mesh,
+            in_specs=(
+                whole, whole, whole,
+                PartitionSpec(gate_up_spec[0], None, gate_up_spec[2], None),
+                PartitionSpec(down_spec[0], down_spec[1], None),
+            ),
+            out_specs=whole,
+            check_vma=False,
+        )(x, chosen, weights, self.gate_up[...], self.down[...])  # fmt: skip
+
+    def host_weights(self, tensors: TensorSource, prefix: str) -> HostWeights:
+        router, gate, up, down = self.names
+
+        def matrix(index: int, name: str) -> Values:
+            """[in, out]"""
+            return tensors.tensor(f"{prefix}.experts.{index}.{name}.weight").swapaxes(0, 1)
+
+        def gate_and_up(index: int) -> Values:
+            pair = [matrix(index, gate), matrix(index, up)]
+            return array_library(pair[0]).stack(pair, axis=2)
+
+        num = self.experts.num_experts
+        yield self.router, tensors.tensor(f"{prefix}.{router}.weight")
+        yield self.gate_up, gathered((gate_and_up(index) for index in range(num)), num)
+        yield self.down, gathered((matrix(index, down) for index in range(num)), num)
+        if self.experts.shared_mlp_size:
+            yield from self.shared.host_weights(tensors, f"{prefix}.shared_experts")
+
+
+def _axes(spec: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    if spec is None:
+        return ()
+    return (spec,) if isinstance(spec, str) else spec
+
+
+def _in_blocks(
+    compute: Callable[..., jax.Array], x: jax.Array, chosen: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """`compute` of x, chosen and weights, some tokens at a time."""
+    num_tokens = len(x)
+    if num_tokens <= BLOCK_TOKENS:
+        return compute(x, chosen, weights)
+    padding = -num_tokens % BLOCK_TOKENS
+
+    def blocks(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, ((0, padding), (0, 0)))
+        return padded.reshape(-1, BLOCK_TOKENS, array.shape[1])
+
+    out = jax.lax.map(lambda block: compute(*block), tuple(map(blocks, (x, chosen, weights))))
+    return out.reshape(-1, x.shape[1])[:num_tokens]
+
+
+def _own_experts(
+    x: jax.Array,
+    chosen: jax.Array,
+    weights: jax.Array,
+    gate_up: jax.Array,
+    down: jax.Array,
+    *,
+    activation: str,
+    expert_axes: tuple[str, ...],
+    sum_axes: tuple[str, ...],
+) -> jax.Array:
+    """The weighted sum of the chosen experts [tokens, embed], on a device that has some of them.
+
+    x [tokens, embed]; chosen and weights [tokens, num_chosen], over all experts; gate_up
+    [own experts, embed, own mlp, 2]; down [own experts, own mlp, embed].
+    """
+    compute = functools.partial(
+        _some_tokens, gate_up=gate_up, down=down, activation=activation, expert_axes=expert_axes
+    )
+    out = _in_blocks(compute, x, chosen, weights)
+    if sum_axes:
+        out = jax.lax.psum(out, sum_axes)
+    return out.astype(x.dtype)
+
+
+def _some_tokens(
+    x: jax.Array,
+    chosen: jax.Array,
+    weights: jax.Array,
+    *,
+    gate_up: jax.Array,
+    down: jax.Array,
+    activation: str,
+    expert_axes: tuple[str, ...],
+) -> jax.Array:
+    """This device's part of `_own_experts`, in float32."""
+    num_own, num_chosen = len(down), chosen.shape[1]
+    first = jax.lax.axis_index(expert_axes) * num_own if expert_axes else 0
+    own = chosen.reshape(-1) - first
+    # What other devices compute is sorted to the end, beyond all groups.
+    own = jnp.where((own >= 0) & (own < num_own), own, num_own)
+    order = jnp.argsort(own, stable=True)
+    sizes = jnp.bincount(own, length=num_own + 1)[:num_own].astype(jnp.int32)
+    hidden = grouped_linear(x[order // num_chosen], gate_up, sizes)
+    hidden = ACTIVATIONS[activation](hidden[:, :, 0]) * hidden[:, :, 1]
+    out = grouped_linear(hidden, down, sizes).astype(jnp.float32)
+    is_own = own[order] < num_own
+    out = jnp.where(is_own[:, None], out * weights.reshape(-1)[order][:, None], 0.0)
+    return out[jnp.argsort(order)].reshape(*chosen.shape, -1).sum(1)

@@ -1,0 +1,43 @@
+"""Gemma 2 (arXiv:2408.00118)."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxsgl.models.attention import AttentionKind, KVPages
+from jaxsgl.models.decoder import Decoder, DecoderLayer
+from jaxsgl.models.self_attention import StepInputs
+
+
+class Gemma2Layer(DecoderLayer):
+    """Each block's output is normalised, too, before it is added."""
+
+    def compute(
+        self,
+        x: jax.Array,
+        norm_scales: tuple[jax.Array, ...],
+        inputs: StepInputs,
+        pages: KVPages,
+        kind: AttentionKind,
+    ) -> tuple[jax.Array, KVPages]:
+        before_attention, after_attention, before_feed_forward, after_feed_forward = norm_scales
+        attended, pages = self.attention(self.norm(x, before_attention), inputs, pages, kind)
+        x = x + self.norm(self.layout.constrain(attended), after_attention)
+        fed = self.feed_forward(self.norm(x, before_feed_forward))
+        return x + self.norm(self.layout.constrain(fed), after_feed_forward), pages
+
+
+class Gemma2(Decoder):
+    """Every other layer looks back through a window; attention scores and logits are soft-capped.
+
+    Embeddings are scaled by the root of the hidden size, norm scales are stored less 1, and the
+    gate is a GELU. All of it is in the configuration.
+    """
+
+    layer_class = Gemma2Layer
+    norm_names = (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    )

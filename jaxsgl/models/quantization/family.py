@@ -1,0 +1,61 @@
+"""Which matrices of a model are quantised, and how."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxsgl.models.model_config import ModelConfig
+from jaxsgl.models.quantization.codes import Scheme
+from jaxsgl.models.quantization.matrix import GROUP_SIZES, abstract_matrix
+from jaxsgl.models.sharding import Layout
+
+HEAD = "head"
+"""The output head, where it is not the embedding. It is the matrix that bears rounding worst."""
+
+
+def quantized_family(
+    family: Any, scheme: Scheme | None, head: Scheme | None, max_group: int = GROUP_SIZES[0]
+) -> Any:
+    """A `weights.ModelClass` of the same models with their matrices quantised; `head` is for the
+    output head, `max_group` bounds the inputs that share a scale with 4 bits. The embedding stays
+    as it is, also where it is the head."""
+    if scheme is None:
+        return family
+    return functools.partial(_build, family, scheme, head, max_group)
+
+
+def online_head(scheme: Scheme) -> Scheme:
+    """What the head gets where we choose: no less than 8 bits."""
+    return "int8" if scheme == "int4" else scheme
+
+
+def _build(
+    family: Any,
+    scheme: Scheme,
+    head: Scheme | None,
+    max_group: int,
+    config: ModelConfig,
+    layout: Layout,
+    dtype: DTypeLike,
+) -> Any:
+    model = family(config, layout, dtype)
+    for name, weight in named_weights(model):
+        wanted = head if name == HEAD else scheme
+        num_outputs = weight.get_metadata("num_outputs")
+        if num_outputs and wanted is not None:
+            axes = weight.get_metadata("logical_axes")
+            matrix = abstract_matrix(weight.shape, axes, num_outputs, wanted, layout, max_group)
+            weight.set_value(matrix)  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def named_weights(model: nnx.Module) -> Iterator[tuple[str, nnx.Param]]:
+    """Every weight by its place in the model, for example `layers.0.qkv`."""
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Param):
+            yield ".".join(map(str, path)), node

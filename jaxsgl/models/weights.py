@@ -1,0 +1,223 @@
+"""From a checkpoint to a model on the mesh, one weight at a time.
+
+A model is first built abstract: its weights are shapes with logical axes. Then each weight is read,
+cast and placed in turn, so that the host never holds more than the largest of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental.layout import Format
+from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
+
+from jaxsgl.models.model_config import ModelConfig
+from jaxsgl.models.quantization.codes import scheme_of, widened
+from jaxsgl.models.quantization.matrix import QuantizedMatrix
+from jaxsgl.models.quantization.placing import placed_codes
+from jaxsgl.models.quantization.rounding import quantize
+from jaxsgl.models.sharding import GATHERED, Layout
+
+Values = NDArray[np.float32] | jax.Array
+"""Float32 values of a weight, on the host or on a device."""
+
+
+class TensorSource(Protocol):
+    """The part of a checkpoint that models read."""
+
+    def tensor(self, name: str) -> Values:
+        """A tensor by its name in HuggingFace's checkpoints; matrices are [out, in]."""
+        ...
+
+
+def array_library(values: Values) -> Any:
+    """numpy or jax.numpy: the one whose functions keep these values where they are."""
+    return jnp if isinstance(values, jax.Array) else np
+
+
+HostWeights = Iterator[tuple[nnx.Param, Values]]
+"""Each weight of a model with its values, read only when the iterator gets there."""
+
+
+class Model(nnx.Module):
+    """Base of every architecture: built abstract, then filled from a checkpoint."""
+
+    def host_weights(self, tensors: TensorSource) -> HostWeights:
+        """Every weight with its values, from tensors in HuggingFace's naming."""
+        raise NotImplementedError
+
+
+class Block(nnx.Module):
+    """A part of a layer that has weights of its own."""
+
+    def host_weights(self, tensors: TensorSource, prefix: str) -> HostWeights:
+        """Every weight with its values; names in `tensors` begin with `prefix`."""
+        raise NotImplementedError
+
+
+ModelClass = Callable[[ModelConfig, Layout, DTypeLike], Model]
+
+
+def abstract_weight(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: DTypeLike, num_outputs: int = 0
+) -> nnx.Param:
+    """A weight that has no values yet; `axes` names each axis for the sharding rules, or is
+    None. `num_outputs` is as in `Layout.placement`."""
+    assert len(shape) == len(axes)
+    values = jax.ShapeDtypeStruct(shape, dtype)
+    return nnx.Param(values, logical_axes=axes, num_outputs=num_outputs)
+
+
+def axes_of(weight: nnx.Variable) -> tuple[tuple[str | None, ...], int]:
+    """The `axes` and `num_outputs` that a weight was declared with."""
+    return weight.get_metadata("logical_axes"), weight.get_metadata("num_outputs")
+
+
+def placement(weight: nnx.Param, layout: Layout) -> Format | NamedSharding:
+    """Where `layout` wants a weight of a model."""
+    return layout.placement(*axes_of(weight), weight.shape)
+
+
+def at_hand[M: nnx.Module](module: M, x: jax.Array, layout: Layout) -> tuple[M, jax.Array]:
+    """The module as its products take it, inside a compiled program: matrices whole along `embed`,
+    but for quantised ones, whose products leave that to the partitioner.
+
+    Returns x as well, which what is gathered waits for, so that devices hold one module at a time.
+    """
+    if layout.num_parts(GATHERED) == 1:
+        return module, x
+    graph, state = nnx.split(module)
+    structure = jax.tree.structure(state)
+    arrays, x = jax.lax.optimization_barrier((jax.tree.leaves(state), x))
+    waiting, fetched = iter(arrays), []
+    for weight in jax.tree.leaves(state, is_leaf=_is_variable):
+        if isinstance(value := weight.get_value(), QuantizedMatrix):
+            fetched += itertools.islice(waiting, len(jax.tree.leaves(value)))
+        else:
+            fetched.append(layout.at_hand(next(waiting), *axes_of(weight)))
+    return nnx.merge(graph, jax.tree.unflatten(structure, fetched)), layout.constrain(x)
+
+
+def set_values(weight: nnx.Param, values: Values, layout: Layout) -> None:
+    """Give a weight its values, on the mesh, in the form that it was declared or quantised in."""
+    target = weight.get_value()
+    if scheme_of(values) is not None:
+        if isinstance(target, QuantizedMatrix):
+            weight.set_value(placed_codes(values, target))  # pyright: ignore[reportArgumentType]
+            return
+        values = widened(values)  # pyright: ignore[reportArgumentType]
+    if isinstance(target, QuantizedMatrix):
+        weight.set_value(quantize(values, target))  # pyright: ignore[reportArgumentType]
+        return
+    if values.dtype != weight.dtype:
+        values = values.astype(weight.dtype)
+    placed = jax.device_put(values, placement(weight, layout))
+    # A backend may read the host's memory until the copy is done; then it can be reused.
+    weight.set_value(placed.block_until_ready())
+
+
+def _is_variable(node: object) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def stacked(tensors: TensorSource, names: Sequence[str], axis: int = 0) -> Values:
+    """Tensors of one shape in one, along a new axis."""
+    values = [tensors.tensor(name) for name in names]
+    return array_library(values[0]).stack(values, axis=axis)
+
+
+def gathered(parts: Iterator[Values], num_parts: int) -> Values:
+    """Parts of one shape in one, along a new first axis. On the host, each is gone before the next
+    is made."""
+    first = next(parts)
+    if isinstance(first, jax.Array):
+        return jnp.stack([first, *parts])
+    whole = np.empty((num_parts, *first.shape), first.dtype)
+    whole[0] = first
+    del first
+    for index, part in enumerate(parts, start=1):
+        whole[index] = part
+    return whole
+
+
+def num_bytes(model: Model) -> int:
+    """What the weights of a model, loaded or not, take in all, copies left aside."""
+    weights = jax.tree.leaves(nnx.state(model), is_leaf=_is_variable)
+    return sum(map(weight_bytes, weights))
+
+
+def weight_bytes(weight: nnx.Variable) -> int:
+    """What one weight takes, in whatever form it is kept."""
+    leaves = jax.tree.leaves(weight.get_value())
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def device_bytes(model: Model, layout: Layout) -> int:
+    """What the weights of a model, loaded or not, take on each device."""
+    num_bytes = 0
+    for weight in jax.tree.leaves(nnx.state(model), is_leaf=_is_variable):
+        sharding = layout.sharding(*weight.get_metadata("logical_axes"))
+        value = weight.get_value()
+        if isinstance(value, QuantizedMatrix):
+            num_bytes += value.num_bytes
+        else:
+            num_bytes += math.prod(sharding.shard_shape(weight.shape)) * weight.dtype.itemsize
+    return num_bytes
+
+
+def repeat_kv_heads(merged: Any, repeat: int) -> Any:
+    """Copy each kv head `repeat` times and share its query heads out among the copies.
+
+    From [kv_heads, group + 2, ...], a group being query heads followed by key and value, to
+    [kv_heads * repeat, group / repeat + 2, ...]. `repeat` divides the group.
+    """
+    if repeat == 1:
+        return merged
+    kv_heads, width, *rest = merged.shape
+    queries = merged[:, : width - 2].reshape(kv_heads * repeat, -1, *rest)
+    key_and_value = merged[:, width - 2 :].repeat(repeat, axis=0)
+    return array_library(merged).concatenate([queries, key_and_value], axis=1)
+
+
+def group_kv_heads(merged: jax.Array, repeat: int) -> jax.Array:
+    """What `repeat_kv_heads` was given to make this."""
+    if repeat == 1:
+        return merged
+    copies, width, *rest = merged.shape
+    queries = merged[:, : width - 2].reshape(copies // repeat, -1, *rest)
+    return jnp.concatenate([queries, merged[::repeat, width - 2 :]], axis=1)
+
+
+def load_weights(
+    model_class: ModelClass,
+    config: ModelConfig,
+    tensors: TensorSource,
+    layout: Layout,
+    dtype: DTypeLike,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Model:
+    """A model with every weight on the mesh as `layout` says, in `dtype`.
+
+    `progress` is called with bytes placed and bytes in all, as the model keeps them.
+    Raises what `tensors` raises, and ValueError for a tensor of another shape than the model's.
+    """
+    model = model_class(config, layout, dtype)
+    total, done = num_bytes(model), 0
+    for weight, values in model.host_weights(tensors):
+        if values.shape != weight.shape:
+            raise ValueError(f"a weight of shape {values.shape} where {weight.shape} was expected")
+        set_values(weight, values, layout)
+        # Or it would stay in memory while the next one is read.
+        del values
+        done += weight_bytes(weight)
+        progress(done, total)
+    return model

@@ -1,0 +1,1 @@
+"""The engine as a Python object: prompts in, answers out, no server."""

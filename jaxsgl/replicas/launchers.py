@@ -1,0 +1,45 @@
+"""Where the replicas of a fleet live."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+
+from jaxsgl.config import EngineConfig
+from jaxsgl.logs import LogSettings
+from jaxsgl.replicas.faults import faults_of
+from jaxsgl.replicas.fleet import Fleet, ReplicaPlan
+from jaxsgl.replicas.launch import Launch, ProcessLaunch
+from jaxsgl.replicas.seat import ReplicaSpec
+
+
+def local_replicas(
+    fleet: Fleet, config: EngineConfig, log: LogSettings, environment: Mapping[str, str]
+) -> list[ReplicaSpec]:
+    """Processes of this machine, each of which sees its own devices alone."""
+
+    def launch(plan: ReplicaPlan, epoch: int) -> Launch:
+        own = dataclasses.replace(
+            config,
+            mesh=fleet.mesh,
+            inject_fault=faults_of(config.inject_fault, plan.replica_id, epoch),
+        )
+        return ProcessLaunch(
+            epoch, own, log=log, environment={**environment, **_devices(fleet, plan)}
+        )
+
+    return [
+        ReplicaSpec(partial(launch, plan), plan.devices, plan.weight) for plan in fleet.replicas
+    ]
+
+
+def _devices(fleet: Fleet, plan: ReplicaPlan) -> dict[str, str]:
+    """What a child must be told so that it finds its own GPUs; they are numbered as nvidia-smi
+    does."""
+    if fleet.device_kind != "GPU":
+        return {}
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(plan.devices),
+    }

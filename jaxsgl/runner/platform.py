@@ -1,0 +1,115 @@
+"""What differs between kinds of devices, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxsgl.config import ConfigError, EngineConfig
+from jaxsgl.models.sharding import MatrixOrder
+from jaxsgl.runner.buckets import Bucket, Sizes
+from jaxsgl.runner.sampler import DRAW_KINDS, DrawKind
+
+CUBLAS_MIN_TOKENS = 32
+"""From so many rows on cuBLASLt's products are faster than those that XLA makes itself: by 8 % at
+64 to 128 rows, by nothing at 32."""
+CAPTURED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,COLLECTIVES"
+"""What becomes a part of the one graph that a step is launched as: XLA's own choice, and
+collectives, which would cut it in pieces."""
+TPU_LANES = 128
+TPU_TILE_ROWS = 16
+"""Of a tile of bfloat16, in which TPUs copy memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Defaults and choices for one kind of device."""
+
+    name: str
+    """As jax calls it."""
+    dtype: str
+    max_rows: int
+    max_tokens: int
+    sizes: Sizes
+    draw_kinds: tuple[DrawKind, ...]
+    """Ways to draw that are compiled, "full" among them: it can stand in for the others."""
+    backends: tuple[str, ...]
+    """Kernels that run here, the best first."""
+    matrix_order: MatrixOrder
+
+    def backend(self, config: EngineConfig, head_dim: int) -> str:
+        """The kernels to use for heads of that size. Raises ConfigError for such as do not run
+        here, or not with these heads or pages."""
+        asked = config.attention_backend
+        if config.disable_flashinfer:
+            if asked not in ("auto", "xla"):
+                raise ConfigError(f"--disable-flashinfer contradicts --attention-backend {asked}")
+            asked = "xla"
+        fits_tpu = head_dim % TPU_LANES == 0 and config.page_size % TPU_TILE_ROWS == 0
+        if asked == "tpu" and asked in self.backends and not fits_tpu:
+            raise ConfigError(
+                f"--attention-backend tpu needs heads of a multiple of {TPU_LANES} and pages of a "
+                f"multiple of {TPU_TILE_ROWS}; here are {head_dim} and {config.page_size}"
+            )
+        if asked == "auto":
+            return next(name for name in self.backends if name != "tpu" or fits_tpu)
+        if asked not in self.backends:
+            here = ", ".join(self.backends)
+            raise ConfigError(f"--attention-backend {asked} does not run on {self.name}; {here} do")
+        return asked
+
+    def compiler_options(self, bucket: Bucket, num_devices: int) -> dict[str, Any]:
+        """What XLA is told about a forward program."""
+        options: dict[str, Any] = {}
+        if self.name == "gpu" and bucket.num_tokens >= CUBLAS_MIN_TOKENS:
+            options["xla_gpu_enable_triton_gemm"] = False
+        if self.name == "gpu" and num_devices > 1:
+            options["xla_gpu_enable_command_buffer"] = CAPTURED
+        return options
+
+
+_CPU_SIZES = Sizes(
+    decode_rows=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    shared_rows=(),
+    mixed_tokens=(16, 64, 256, 1024, 4096),
+    logits=(1, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+)
+# Up to some tens of rows a step takes as long as reading the weights does.
+_GPU_SIZES = Sizes(
+    decode_rows=(1, 4, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024),
+    shared_rows=(64, 128, 256, 512, 1024),
+    mixed_tokens=(32, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768),
+    logits=(1, 16, 32, 64, 128, 256, 512, 1024),
+)
+_CPU = Platform(
+    name="cpu",
+    # XLA's products of a few bfloat16 rows are twenty times slower than float32 on a CPU.
+    dtype="float32",
+    max_rows=16,
+    max_tokens=256,
+    sizes=_CPU_SIZES,
+    draw_kinds=("full",),
+    backends=("xla",),
+    matrix_order="as shaped",
+)
+_GPU = Platform(
+    name="gpu",
+    dtype="bfloat16",
+    max_rows=256,
+    max_tokens=8192,
+    sizes=_GPU_SIZES,
+    draw_kinds=DRAW_KINDS,
+    backends=("triton", "xla"),
+    matrix_order="inputs first",
+)
+_TPU = Platform(
+    name="tpu",
+    dtype="bfloat16",
+    max_rows=256,
+    max_tokens=8192,
+    sizes=_GPU_SIZES,
+    draw_kinds=DRAW_KINDS,
+    backends=("tpu", "xla"),
+    matrix_order="in tiles",
+)
+PLATFORMS = {platform.name: platform for platform in (_CPU, _GPU, _TPU)}

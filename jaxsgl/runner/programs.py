@@ -1,0 +1,278 @@
+"""Every compiled program of a runner, made before the first request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxsgl.models.attention import AttentionKind, KVPages
+from jaxsgl.models.model_config import ModelConfig
+from jaxsgl.models.quantization.matrix import QuantizedMatrix
+from jaxsgl.models.sharding import Layout
+from jaxsgl.models.weights import Model, placement
+from jaxsgl.runner.batch import draw_fields, forward_fields, unpack_forward
+from jaxsgl.runner.buckets import Bucket
+from jaxsgl.runner.kv_cache import kv_allocator
+from jaxsgl.runner.packing import PackedInts
+from jaxsgl.runner.platform import Platform
+from jaxsgl.runner.sampler import DrawKind, Drawn, draw_step
+from jaxsgl.runner.slot_state import SlotState, open_slot, opening_fields, state_allocator
+from jaxsgl.runner.slot_updates import UPDATE_SIZES, UpdateSize, update_fields, update_slots
+from jaxsgl.runner.token_masks import jit_mask, mask_fields
+from jaxsgl.step import StepLimits
+
+Weights = tuple[jax.Array, ...]
+
+
+class Program(NamedTuple):
+    """A jitted function and the layout of the vector that it is told about a step by."""
+
+    fields: PackedInts
+    run: Any
+
+
+ProgramKind = Literal["forward", "draw", "mask", "slots"]
+
+
+class Call(NamedTuple):
+    """A program, and what it will be called with."""
+
+    kind: ProgramKind
+    key: Any
+    """What tells it from the others of its kind: a bucket, a way to draw and a number of logits, a
+    number of logits, "open" or an update size."""
+    run: Any
+    args: tuple[Any, ...]
+    """Shapes and places."""
+
+
+class Programs:
+    """All that a runner ever calls, for one model on one mesh."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: ModelConfig,
+        layout: Layout,
+        limits: StepLimits,
+        buckets: Sequence[Bucket],
+        kv_dtype: DTypeLike,
+        platform: Platform,
+        backend: str,
+    ) -> None:
+        """`model` needs no values, only shapes; `backend` names the kernels to use."""
+        self.limits = limits
+        self.layout = layout
+        self.backend = backend
+        self.buckets = tuple(buckets)
+        join, self.weights = split_model(model, layout)
+        self._kv = kv_allocator(config, layout, limits.num_pages, limits.page_size, kv_dtype)
+        self._state = state_allocator(layout, limits)
+        self.allocate_kv: Callable[[], tuple[KVPages, ...]] = self._kv
+        self.allocate_state: Callable[[], SlotState] = self._state
+        self.forward = {
+            bucket: forward_program(
+                join,
+                layout,
+                bucket,
+                limits.page_size,
+                AttentionKind(bucket.mode, backend),
+                platform.compiler_options(bucket, layout.mesh.size),
+            )
+            for bucket in buckets
+        }
+        self.draw_kinds = platform.draw_kinds
+        self.draw = {
+            (kind, n): draw_program(layout, n, kind, backend)
+            for kind in platform.draw_kinds
+            for n in sorted({bucket.num_logits for bucket in buckets})
+        }
+        self.mask = {
+            n: mask_program(layout, n, limits, backend)
+            for n in sorted({bucket.num_logits for bucket in buckets})
+        }
+        self.open = opening_program(layout, limits.vocab_size)
+        self.update = {size: update_program(layout, size) for size in UPDATE_SIZES}
+
+    def compile(self, progress: Callable[[int, int], None]) -> int:
+        """Compile every program; bytes per device that the largest step needs for itself.
+
+        A later call with arrays of the declared shapes and places finds the program. `progress` is
+        called with programs compiled and programs in all. Choosing among algorithms takes device
+        memory: KV pages are allocated afterwards.
+        """
+        calls = self.calls()
+        by_kind: dict[ProgramKind, int] = {}
+        for call, num_bytes in zip(calls, compile_all(calls, progress), strict=True):
+            by_kind[call.kind] = max(by_kind.get(call.kind, 0), num_bytes)
+        return by_kind["forward"] + by_kind["mask"] + by_kind["draw"]
+
+    def calls(self) -> list[Call]:
+        """Every program with arguments of the shapes it will be called with."""
+        replicated = self.layout.sharding()
+
+        def vector(fields: PackedInts) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((fields.size,), np.int32)  # comes from the host
+
+        kv_place = self.layout.sharding(None, None, "kv_heads", None)
+        kv = _placed(jax.eval_shape(self._kv), kv_place)
+        state = _placed(jax.eval_shape(self._state), replicated)
+        calls: list[Call] = []
+        # The largest first: they take longest.
+        for bucket, program in reversed(self.forward.items()):
+            args = (self.weights, kv, state, vector(program.fields))
+            calls.append(Call("forward", bucket, program.run, args))
+
+        def logits(num_logits: int) -> jax.ShapeDtypeStruct:
+            shape = (num_logits, self.limits.vocab_size)
+            return jax.ShapeDtypeStruct(shape, np.float32, sharding=replicated)
+
+        for key, program in self.draw.items():
+            args = (logits(key[1]), state, vector(program.fields))
+            calls.append(Call("draw", key, program.run, args))
+        for num_logits, program in self.mask.items():
+            args = (logits(num_logits), vector(program.fields))
+            calls.append(Call("mask", num_logits, program.run, args))
+        for key, program in (("open", self.open), *self.update.items()):
+            calls.append(Call("slots", key, program.run, (state, vector(program.fields))))
+        return calls
+
+
+def split_weights(model: Model) -> Weights:
+    """The weights of a loaded model as one flat tuple, as the forward programs take them.
+
+    A flat tuple passes into a compiled program several times faster than a module does.
+    """
+    return tuple(jax.tree.leaves(nnx.state(model)))
+
+
+def split_model(
+    model: Model, layout: Layout
+) -> tuple[Callable[[Weights], Model], tuple[jax.ShapeDtypeStruct, ...]]:
+    """The function that makes a model of its weights, and the weights' shapes and places."""
+    graph, state = nnx.split(model)
+    structure = jax.tree.structure(state)
+    params = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+    def join(weights: Weights) -> Model:
+        return nnx.merge(graph, jax.tree.unflatten(structure, weights))
+
+    return join, tuple(declared for param in params for declared in _declared(param, layout))
+
+
+def _declared(param: nnx.Param, layout: Layout) -> Iterator[jax.ShapeDtypeStruct]:
+    """Shapes and places of the arrays that a weight consists of."""
+    value = param.get_value()
+    if isinstance(value, QuantizedMatrix):
+        parts = zip(jax.tree.leaves(value), jax.tree.leaves(value.shardings()), strict=True)
+    else:
+        parts = [(param, placement(param, layout))]
+    for part, place in parts:
+        yield jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=place)
+
+
+def _placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    def place(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def forward_program(
+    join: Callable[[Weights], Model],
+    layout: Layout,
+    bucket: Bucket,
+    page_size: int,
+    kind: AttentionKind,
+    compiler_options: dict[str, Any],
+) -> Program:
+    """run(weights, kv, state, vector) -> (logits float32 [logits, vocab], kv); kv is donated."""
+    fields = forward_fields(bucket)
+
+    def forward(
+        weights: Weights, kv: tuple[KVPages, ...], state: SlotState, vector: jax.Array
+    ) -> tuple[jax.Array, tuple[KVPages, ...]]:
+        batch = unpack_forward(bucket, vector, state, page_size)
+        return join(weights)(batch, kv, kind)
+
+    forward.__name__ = f"forward_{bucket.name}"
+    kv_sharding = layout.sharding(None, None, "kv_heads", None)
+    return Program(
+        fields,
+        jax.jit(
+            forward,
+            donate_argnames="kv",
+            out_shardings=(layout.sharding(), kv_sharding),
+            compiler_options=compiler_options,
+        ),
+    )
+
+
+def draw_program(layout: Layout, num_logits: int, kind: DrawKind, backend: str) -> Program:
+    """run(logits, state, vector) -> (Drawn, state), see `sampler.draw_step`; state is donated."""
+    fields = draw_fields(num_logits)
+
+    def draw(logits: jax.Array, state: SlotState, vector: jax.Array) -> tuple[Drawn, SlotState]:
+        return draw_step(logits, state, fields.unpack(vector), kind, backend)
+
+    draw.__name__ = f"draw_{kind}_{num_logits}"
+    return Program(fields, jax.jit(draw, donate_argnames="state", out_shardings=layout.sharding()))
+
+
+def mask_program(layout: Layout, num_logits: int, limits: StepLimits, backend: str) -> Program:
+    """run(logits, vector) -> logits, of which no token remains that its mask forbids."""
+    fields = mask_fields(num_logits, limits)
+    return Program(fields, jit_mask(layout, fields, num_logits, backend))
+
+
+def opening_program(layout: Layout, vocab_size: int) -> Program:
+    """run(state, vector) -> state with one slot set, see `slot_state.open_slot`; state is
+    donated."""
+    return _slot_program(layout, opening_fields(vocab_size), open_slot, "open_slot")
+
+
+def update_program(layout: Layout, size: UpdateSize) -> Program:
+    """run(state, vector) -> state with a plan's changes, see `slot_updates`; state is donated."""
+    return _slot_program(layout, update_fields(size), update_slots, f"update_{size.num_edits}")
+
+
+def _slot_program(
+    layout: Layout,
+    fields: PackedInts,
+    change: Callable[[SlotState, dict[str, jax.Array]], SlotState],
+    name: str,
+) -> Program:
+    def run(state: SlotState, vector: jax.Array) -> SlotState:
+        return change(state, fields.unpack(vector))
+
+    run.__name__ = name
+    return Program(fields, jax.jit(run, donate_argnames="state", out_shardings=layout.sharding()))
+
+
+def compile_all(calls: Sequence[Call], progress: Callable[[int, int], None]) -> list[int]:
+    """Compile each program for its arguments, several at a time; the bytes that each needs besides
+    its arguments.
+
+    XLA compiles without holding the interpreter's lock, tracing holds it: so this thread traces and
+    the others compile.
+    """
+    num_threads = max(2, (os.cpu_count() or 2) // 2)
+    with ThreadPoolExecutor(num_threads, "compile") as threads:
+        compiling = [threads.submit(call.run.lower(*call.args).compile) for call in calls]
+        for done, _ in enumerate(as_completed(compiling), start=1):
+            progress(done, len(calls))
+        return [_own_bytes(future.result()) for future in compiling]
+
+
+def _own_bytes(compiled: Any) -> int:
+    """Temporaries and results of a program, less what it returns in the place of an argument."""
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.temp_size_in_bytes + max(0, results)

@@ -1,0 +1,198 @@
+"""Chooses the rows of one step: who goes on, who joins, who must give way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxsgl.cache.manager import KVCacheManager
+from jaxsgl.scheduling.admission import AdmissionController
+from jaxsgl.scheduling.placements import Placements
+from jaxsgl.scheduling.plan_builder import PlanBuilder
+from jaxsgl.scheduling.policies import WINDOW
+from jaxsgl.scheduling.prefix_sharing import is_worth_waiting
+from jaxsgl.scheduling.request import Request, Status
+from jaxsgl.scheduling.settings import SchedulingSettings
+from jaxsgl.scheduling.waiting_queue import WaitingQueue
+
+
+class Planner:
+    """One token budget for all: "mixed chunks" and "prefill first" are two ways to spend it."""
+
+    def __init__(
+        self,
+        cache: KVCacheManager,
+        places: Placements,
+        waiting: WaitingQueue,
+        settings: SchedulingSettings,
+        *,
+        page_size: int,
+        retract: Callable[[Request], None],
+        admitted: Callable[[Request, int], None],
+    ) -> None:
+        """`retract` makes a running request leave, at once if no step mentions it; `admitted` is
+        told of each request that got a place, with the tokens it reuses."""
+        self._cache = cache
+        self._places = places
+        self._waiting = waiting
+        self._settings = settings
+        self._retract = retract
+        self._admitted = admitted
+        self._admission = AdmissionController(page_size)
+
+    def fill(self, builder: PlanBuilder, *, idle: bool) -> None:
+        """Add to `builder` every row that is to run; `idle` says that no step is in flight."""
+        if self._settings.policy == "priority":
+            self._make_way()
+        if self._settings.mixed_chunks:
+            self._fill_mixed(builder, idle)
+        else:
+            self._fill_prefill_first(builder, idle)
+        self._admission.after_step()
+
+    def _make_way(self) -> None:
+        """Retract the least urgent running request if a more urgent one waits and has no room.
+
+        One a step, and none while the last one's things have not come back.
+        """
+        if not len(self._waiting) or self._places.leaving:
+            return
+        request = self._waiting.in_order()[0]
+        limit = request.priority - self._settings.preemption_threshold
+        victims = [r for r in self._places.running if r.priority < limit]
+        if victims and not (self._places.num_free_slots and self._has_pages_for(request)):
+            self._retract(min(victims, key=lambda r: (r.priority, -r.arrival)))
+
+    def _has_pages_for(self, request: Request) -> bool:
+        match_len = self._cache.match_len(request.namespace, request.known_ids())
+        num_needed = self._admission.num_needed(request) - self._admission.num_pages(match_len)
+        num_reserved = self._admission.num_reserved(self._places.running)
+        return num_needed <= self._cache.num_free + self._cache.num_cached - num_reserved
+
+    def _fill_mixed(self, builder: PlanBuilder, idle: bool) -> None:
+        """Single tokens first, so that no stream stalls; what is left goes to prompts."""
+        ones, many = self._wanting()
+        short = self._continue_rows(builder, ones)
+        short |= self._continue_rows(builder, many)
+        # While pages are short nobody joins, unless nothing else is left to do.
+        if not short or (not builder.requests and idle):
+            self._admit_waiting(builder)
+
+    def _fill_prefill_first(self, builder: PlanBuilder, idle: bool) -> None:
+        """Prompts alone while there are any; only then single tokens."""
+        ones, many = self._wanting()
+        short = self._continue_rows(builder, many)
+        if not short:
+            self._admit_waiting(builder)
+        if builder.requests:
+            return
+        short |= self._continue_rows(builder, ones)
+        if short and not builder.requests and idle:
+            self._admit_waiting(builder)
+
+    def _wanting(self) -> tuple[list[Request], list[Request]]:
+        """Running requests that want a token, those that want a single one apart."""
+        ones: list[Request] = []
+        many: list[Request] = []
+        for request in self._places.running:
+            wanted = request.num_wanted
+            if wanted == 1 and not request.is_late:
+                ones.append(request)
+            elif wanted > 1:
+                many.append(request)
+        return ones, many
+
+    def _continue_rows(self, builder: PlanBuilder, requests: list[Request]) -> bool:
+        """Add running requests to the step as far as there is room. Whether pages ran out."""
+        short = False
+        for request in requests:
+            num_tokens = builder.num_takeable(request)
+            if num_tokens == 0 or request.status is not Status.RUNNING:
+                continue
+            assert request.lease is not None
+            held = len(request.lease.pages)
+            new_pages = self._grow(builder, request, num_tokens)
+            if new_pages is None:
+                short = True
+                continue
+            if len(new_pages):
+                builder.edit_pages(request.slot, held, new_pages)
+            builder.add_row(request, num_tokens)
+        return short
+
+    def _grow(
+        self, builder: PlanBuilder, request: Request, num_tokens: int
+    ) -> NDArray[np.int32] | None:
+        """Pages for the request's next tokens, at the cost of later arrivals if need be."""
+        assert request.lease is not None
+        while True:
+            new_pages = self._cache.grow(request.lease, request.computed + num_tokens)
+            if new_pages is not None:
+                return new_pages
+            if self._places.leaving:
+                return None  # Their pages are about to come back.
+            candidates = [r for r in self._places.running if r not in builder.requests]
+            self._admission.after_retraction(self._places.running)
+            # The least urgent, and of those the latest: in the end the oldest always gets through.
+            self._retract(min(candidates, key=lambda r: (r.priority, -r.arrival)))
+            if request.status is not Status.RUNNING:
+                return None
+
+    def _admit_waiting(self, builder: PlanBuilder) -> None:
+        """Place waiting requests as far as slots, this step and the estimate of pages allow."""
+        if not (len(self._waiting) and self._places.num_free_slots and builder.rows_left):
+            return
+        num_reserved = self._admission.num_reserved(self._places.running)
+        prefilling = [r for r in self._places.running if not r.published]
+        in_order = self._waiting.in_order()
+        if self._cache.num_free < self._admission.num_needed(in_order[0]):
+            self._keep_what_is_waited_for(in_order)
+        for request in in_order:
+            if builder.num_takeable(request) == 0:
+                return
+            if self._settings.share_prefixes and is_worth_waiting(
+                request, self._cache.match_len(request.namespace, request.known_ids()), prefilling
+            ):
+                continue
+            num_more = self._place(builder, request, num_reserved)
+            if num_more is None:
+                return
+            num_reserved += num_more
+            prefilling.append(request)
+            self._waiting.admit(request)
+
+    def _keep_what_is_waited_for(self, in_order: list[Request]) -> None:
+        """Before pages are evicted: a prefix that somebody waits for is worth more than one that
+        was used later and that nobody may want again."""
+        for request in reversed(in_order[:WINDOW]):
+            self._cache.touch(request.namespace, request.known_ids())
+
+    def _place(self, builder: PlanBuilder, request: Request, num_reserved: int) -> int | None:
+        """Give a waiting request slot, lock and first pages, and its row in this step.
+
+        Returns the pages it is still expected to want; None if there is no room for it now.
+        """
+        if not self._places.num_free_slots:
+            return None
+        lease = self._cache.open(
+            request.namespace,
+            request.known_ids(),
+            max_reuse=request.max_reuse_len,
+            priority=request.priority,
+        )
+        num_needed = self._admission.num_needed(request) - len(lease.pages)
+        room = self._cache.num_free + self._cache.num_cached - num_reserved
+        alone = not self._places.running and not self._places.leaving
+        if num_needed <= room or alone:
+            num_tokens = builder.num_takeable(request, computed=lease.num_reused)
+            new_pages = self._cache.grow(lease, lease.num_reused + num_tokens)
+            if new_pages is not None and num_tokens:
+                self._places.place(request, lease)
+                self._admitted(request, lease.num_reused)
+                builder.open_slot(request, lease.pages)
+                builder.add_row(request, num_tokens)
+                return num_needed - len(new_pages)
+        self._cache.close(lease, None)
+        return None

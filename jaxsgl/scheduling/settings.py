@@ -1,0 +1,23 @@
+"""How the scheduler weighs its choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingSettings:
+    max_len: int
+    """Bounds prompt and answer together; the page pool can hold that many tokens."""
+    policy: str = "fcfs"
+    """One of `policies.POLICY_NAMES`."""
+    mixed_chunks: bool = True
+    """Prompt chunks and single tokens may share a step; otherwise prompts go first, alone."""
+    chunked_prefill: bool = True
+    """A prompt may be computed over several steps."""
+    share_prefixes: bool = True
+    """Requests that begin alike wait for the first of them instead of all computing the same."""
+    preemption_threshold: int = 0
+    """With the `priority` policy: by how much more urgent than a running request a waiting one
+    must be, beyond being more urgent at all, to take its place."""
+    seed: int = 0

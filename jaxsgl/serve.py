@@ -1,0 +1,226 @@
+"""`python -m jaxsgl.serve`: one command line to a running server. The composition root.
+
+Turns signals into an orderly end. It imports no jax: models run in replica processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import Any
+
+from jaxsgl.actors.text_actor import TextActor
+from jaxsgl.command_line import parse_command_line
+from jaxsgl.config import ConfigError, EngineConfig, ReplicasConfig, ServerConfig
+from jaxsgl.loading.errors import CheckpointError
+from jaxsgl.loading.model_files import open_model
+from jaxsgl.logs import LogSettings, set_up_logging
+from jaxsgl.metrics import Metrics
+from jaxsgl.replicas.fleet import plan_fleet
+from jaxsgl.replicas.gpus import find_gpus
+from jaxsgl.replicas.launch import StartError
+from jaxsgl.replicas.launchers import local_replicas
+from jaxsgl.replicas.pool import ReplicaPool
+from jaxsgl.replicas.pulse import HealthLimits
+from jaxsgl.replicas.restarts import RestartPolicy
+from jaxsgl.replicas.routing.policies import make_policy
+from jaxsgl.replicas.seat import SeatRules
+from jaxsgl.replicas.start_progress import StartProgress
+from jaxsgl.tokenizer import TokenizerError
+from server.app import create_app
+from server.site import bind_socket, start_site, tls_context
+from server.turns import Turns, run_in_turns
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+STOP_TIMEOUT_S = 5.0
+OTHER_FILES = 256
+"""Open files beside the connections: the loop's, replicas', and what libraries keep."""
+
+CONFIGS = (EngineConfig, ReplicasConfig, ServerConfig)
+"""What the command line sets."""
+
+log = logging.getLogger("jaxsgl")
+
+
+def main(argv: list[str] | None = None, prog: str = "python -m jaxsgl.serve") -> int:
+    """Serve until told to stop; return the exit code.
+
+    0 after SIGTERM or SIGINT, 2 if the settings or the model cannot be used, 1 if the engine failed
+    beyond repair.
+    """
+    try:
+        configs = parse_command_line(
+            sys.argv[1:] if argv is None else argv,
+            prog,
+            "Serve a language model over an OpenAI-compatible API.",
+            *CONFIGS,
+        )
+        engine_config, replicas_config, server_config = configs
+        set_up_logging(_log_settings(server_config))
+        if server_config.log_level_http is not None:
+            logging.getLogger("server").setLevel(server_config.log_level_http.upper())
+        return run_in_turns(
+            lambda turns: serve(engine_config, replicas_config, server_config, turns)
+        )
+    except (ConfigError, CheckpointError, TokenizerError, StartError) as error:
+        sys.stderr.write(f"jaxsgl: {error}\n")
+        return EXIT_USAGE
+
+
+async def serve(
+    engine_config: EngineConfig,
+    replicas_config: ReplicasConfig,
+    server_config: ServerConfig,
+    turns: Turns,
+) -> int:
+    """Start everything in order, wait for the end, stop everything in reverse."""
+    # Cheap refusals first: a taken port or a bad file is told before any weights are read.
+    tls = tls_context(server_config)
+    _allow_open_files(server_config.max_connections)
+    with bind_socket(server_config.host, server_config.port) as sock:
+        _warn_if_open(server_config, sock)
+        signals = _Signals()
+        checkpoint, tokenizer = open_model(engine_config)
+        gpus = await find_gpus(os.environ)
+        num_kv_heads = checkpoint.config.num_kv_heads
+        fleet = plan_fleet(engine_config.mesh, gpus, num_kv_heads, replicas_config)
+        for warning in fleet.warnings:
+            log.warning("%s", warning)
+        text = TextActor(tokenizer)
+        progress = StartProgress()
+        model_name = engine_config.served_model_name or checkpoint.config.name
+        metrics = Metrics(server_config.metrics_prefix, model_name)
+        pool = ReplicaPool(
+            engine_config,
+            text,
+            local_replicas(fleet, engine_config, _log_settings(server_config), os.environ),
+            policy=make_policy(replicas_config.load_balancing_policy, engine_config.random_seed),
+            rules=SeatRules(
+                RestartPolicy(max_restarts=replicas_config.max_restarts),
+                HealthLimits(engine_config.step_timeout_s, replicas_config.health_check_interval),
+                server_config.drain_timeout_s,
+            ),
+            max_unhealthy=replicas_config.max_unhealthy_gpus,
+            device_kind=fleet.device_kind,
+            on_progress=progress.show,
+            on_restart=metrics.replica_restarted,
+        )
+        metrics.watch_engine(pool.stats)
+        metrics.watch_replicas(pool.replicas)
+        app = create_app(pool, server_config, metrics, engine_config)
+        await text.start()
+        # From here on /health answers, and /ready says no.
+        site = await start_site(app, sock, tls, turns)
+        try:
+            return await _run(pool, server_config, sock, signals, progress)
+        finally:
+            await pool.stop()
+            await site.cleanup()
+            await text.stop(STOP_TIMEOUT_S)
+            signals.close()
+
+
+async def _run(
+    pool: ReplicaPool,
+    config: ServerConfig,
+    sock: socket.socket,
+    signals: _Signals,
+    progress: StartProgress,
+) -> int:
+    starting = asyncio.create_task(pool.start())
+    await signals.first_of(starting)
+    progress.close()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+        return 0
+    starting.result()
+    _announce(pool, config, sock)
+
+    await signals.first_of(pool.failed)
+    exit_code = 0
+    if pool.failed.done():
+        log.error("giving up: %s", pool.failed.result())
+        exit_code = EXIT_FAILED
+    log.info("stopping; running requests have %g s", config.drain_timeout_s)
+    draining = asyncio.create_task(pool.drain(config.drain_timeout_s))
+    await signals.first_of(draining)
+    if not draining.done():
+        log.info("stopping now")
+        draining.cancel()
+        await asyncio.wait({draining})
+    return exit_code
+
+
+def _log_settings(config: ServerConfig) -> LogSettings:
+    return LogSettings(config.log_level, config.log_format)
+
+
+def _allow_open_files(num_connections: int) -> None:
+    """Each connection is an open file, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_connections + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            log.warning("only %d files may be open: fewer connections than asked for", allowed)
+
+
+def _warn_if_open(config: ServerConfig, sock: socket.socket) -> None:
+    address = ipaddress.ip_address(sock.getsockname()[0])
+    if not (address.is_loopback or config.api_key or config.api_key_file):
+        log.warning(
+            "ANYBODY WHO REACHES %s MAY USE THIS SERVER: it listens beyond this machine and asks "
+            "for no key; set --api-key or --api-key-file, or --host 127.0.0.1",
+            address,
+        )
+
+
+def _announce(pool: ReplicaPool, config: ServerConfig, sock: socket.socket) -> None:
+    host, port = sock.getsockname()[:2]
+    scheme = "http" if config.ssl_certfile is None else "https"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    model = pool.model
+    for note in pool.notes:
+        log.info("%s", note)
+    chat = '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+    sys.stdout.write(
+        f"jaxsgl ready at {url} ({model.name}, mesh {model.mesh}, {model.platform}), "
+        f"attention backend {model.attention_backend}\n"
+        f"try: curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{chat}'\n"
+    )
+    sys.stdout.flush()
+
+
+class _Signals:
+    """SIGTERM and SIGINT, each of which ends one wait."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._arrived.set)
+
+    async def first_of(self, future: asyncio.Future[Any]) -> None:
+        """Wait for the future or a signal that no earlier wait was ended by."""
+        arrival = asyncio.create_task(self._arrived.wait())
+        await asyncio.wait({future, arrival}, return_when=asyncio.FIRST_COMPLETED)
+        if not future.done():
+            self._arrived.clear()
+        arrival.cancel()
+
+    def close(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Attention of one query token per row over paged keys and values."""

@@ -1,0 +1,27 @@
+"""How the Triton kernel of prefill attention is laid out on the chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All are powers of two but num_stages."""
+
+    dot_rows: int = 128
+    """Rows of a program's products: query tokens times the query heads of a kv head."""
+    tile_len: int = 64
+    """Keys per iteration."""
+    num_warps: int = 4
+    num_stages: int = 2
+    """Tiles in flight, in shared memory."""
+
+
+def default_tuning(*, head_dim: int, itemsize: int) -> Tuning:
+    """What suits queries of so many entries of so many bytes."""
+    if itemsize > 2:  # No tensor cores: what counts is that a tile fits the registers.
+        return Tuning(dot_rows=32, tile_len=32)
+    if head_dim > 128:
+        return Tuning(dot_rows=64, tile_len=32)
+    return Tuning()

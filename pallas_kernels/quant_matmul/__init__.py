@@ -1,0 +1,1 @@
+"""Products with matrices whose values take 8 or 4 bits."""

@@ -1,0 +1,1 @@
+"""Taking away the tokens that a grammar does not allow."""

@@ -1,0 +1,1 @@
+"""The HTTP front: OpenAI-style routes over an engine seen through `jaxsgl.interface` alone."""

@@ -1,0 +1,125 @@
+"""Compiles every program of a model for a device that is not there, and prints what became of each
+as JSON: `python -m tests.aot.compile_child h100|v5e|v6e TP DUMP_FOLDER`.
+
+A process of its own, because XLA reads its flags once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh
+
+from jaxsgl.models.llama import Llama
+from jaxsgl.models.sharding import resolve_layout
+from jaxsgl.runner.buckets import Bucket
+from jaxsgl.runner.platform import PLATFORMS
+from jaxsgl.runner.programs import Programs
+from jaxsgl.step import StepLimits
+from tests.models.tiny import tiny_config
+
+CONFIG = tiny_config(
+    num_layers=2,
+    hidden_size=4096,
+    num_q_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    mlp_size=14336,
+    vocab_size=32768,
+    context_len=4096,
+    tie_embeddings=False,
+)
+"""Llama 3.1 8B, with fewer layers and tokens."""
+LIMITS = StepLimits(
+    num_pages=4097,  # 128 MiB of keys per layer, and as much of values
+    page_size=16,
+    num_slots=64,
+    max_rows=64,
+    max_tokens=256,
+    max_logits=64,
+    max_pages_per_row=256,
+    vocab_size=CONFIG.vocab_size,
+)
+BUCKETS = (
+    Bucket("decode", 1, 1, 1),
+    Bucket("decode", 64, 64, 64),
+    Bucket("mixed", 256, 64, 64),
+)
+H100 = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+ARRAY = re.compile(r"\b(?:bf|f|s|u|pred)(\d*)\[([\d,]*)\]")
+
+
+@contextlib.contextmanager
+def devices(target: str, tp: int) -> Iterator[list[jax.Device]]:
+    """So many devices of the target, as far as compilers can tell."""
+    if target == "h100":
+        description = Path(__file__).with_name("h100.txtpb").read_text()
+        topology = topologies.get_topology_desc(
+            platform="cuda", target_config=description, topology=f"{tp}x1x1"
+        )
+        mesh = AbstractMesh((), (), abstract_device=H100)
+        with jax.sharding.use_abstract_mesh(mesh):
+            yield list(topology.devices)
+    else:
+        yield list(topologies.get_topology_desc(f"{target}:2x2", "tpu").devices)[:tp]
+
+
+def largest_copy(hlo: str) -> int:
+    """Bytes of the largest array that a program copies as it is, or to lie otherwise in memory. A
+    TPU's memory on the chip (space 1) does not count: what goes there is read anyway."""
+    sizes = [0]
+    for line in hlo.splitlines():
+        result, found, _ = line.partition(" copy(")
+        if not found:
+            result, found, _ = line.partition(" copy-start(")
+        arrays = ARRAY.findall(result.partition(" = ")[2]) if found and "S(1)" not in result else []
+        sizes += [
+            int(bits or 8) // 8 * int(np.prod([int(n) for n in shape.split(",") if n]))
+            for bits, shape in arrays
+        ]
+    return max(sizes)
+
+
+def thunks(folder: Path, name: str) -> list[str]:
+    """What a GPU is told to do in one run of the program, kind by kind."""
+    (path,) = folder.glob(f"*jit_{name}.*thunk_sequence_after_thunk_passes.txt")
+    return re.findall(r"^\d+: (k\w+)", path.read_text(), re.MULTILINE)
+
+
+def main(target: str, tp: int, folder: Path) -> None:
+    platform = PLATFORMS["gpu" if target == "h100" else "tpu"]
+    told: dict[str, dict[str, object]] = {}
+    with devices(target, tp) as found:
+        mesh = Mesh(np.array(found), ("tp",))
+        layout = resolve_layout(CONFIG, mesh, matrix_order=platform.matrix_order)
+        model = Llama(CONFIG, layout, jnp.bfloat16)
+        backend = platform.backends[0]
+        programs = Programs(model, CONFIG, layout, LIMITS, BUCKETS, jnp.bfloat16, platform, backend)
+        for call in programs.calls():
+            compiled = call.run.lower(*call.args).compile()
+            memory, name = compiled.memory_analysis(), call.run.__name__
+            told[name] = {
+                "kind": call.kind,
+                "in_place": memory.alias_size_in_bytes,
+                "largest_copy": largest_copy(compiled.as_text()),
+                "kernels": compiled.as_text().count(backend),
+            }
+            if target == "h100" and call.kind == "forward":
+                told[name]["thunks"] = thunks(folder, name)
+    kv = LIMITS.num_pages * LIMITS.page_size * CONFIG.num_kv_heads * CONFIG.head_dim * 2
+    json.dump({"kv_bytes": 2 * CONFIG.num_layers * kv // tp, "programs": told}, sys.stdout)
+
+
+if __name__ == "__main__":
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,68 @@
+"""Every program compiles for devices that are not there, and treats their memory as it should."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.aot.compile_child import largest_copy
+
+MIB = 2**20
+TARGETS = [("h100", 1), ("h100", 2), ("v5e", 1), ("v5e", 2), ("v6e", 1), ("v6e", 2)]
+COPY = "  %copy.1 = bf16[4097,16,4,128]{3,2,1,0} copy(%param.7)"
+
+pytestmark = pytest.mark.aot
+
+
+@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: f"{target[0]}-tp{target[1]}")
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    target, tp = request.param
+    folder = tmp_path_factory.mktemp(target)
+    command = [sys.executable, "-m", "tests.aot.compile_child", target, str(tp), str(folder)]
+    env = os.environ | {"XLA_FLAGS": f"--xla_dump_to={folder}"}
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=800, env=env
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return json.loads(ended.stdout) | {"target": target, "tp": tp}
+
+
+def of_kind(compiled: dict[str, Any], kind: str) -> dict[str, Any]:
+    found = {name: told for name, told in compiled["programs"].items() if told["kind"] == kind}
+    assert found
+    return found
+
+
+def test_pages_are_written_in_place(compiled: dict[str, Any]) -> None:
+    for name, told in of_kind(compiled, "forward").items():
+        assert told["in_place"] == compiled["kv_bytes"], name
+
+
+def test_nothing_large_is_copied(compiled: dict[str, Any]) -> None:
+    for name, told in compiled["programs"].items():
+        assert told["largest_copy"] <= 16 * MIB, name
+
+
+def test_the_kernels_of_the_device_are_used(compiled: dict[str, Any]) -> None:
+    for name, told in of_kind(compiled, "forward").items():
+        assert told["kernels"] > 0, name
+
+
+def test_a_step_is_one_command_buffer(compiled: dict[str, Any]) -> None:
+    if compiled["target"] != "h100":
+        pytest.skip("there are none on a TPU")
+    for name, told in of_kind(compiled, "forward").items():
+        assert told["thunks"] == ["kCommandBuffer"], name
+
+
+def test_a_large_copy_is_noticed() -> None:
+    """The control."""
+    assert largest_copy(COPY) == 4097 * 16 * 4 * 128 * 2
+    assert largest_copy(COPY.replace("copy(", "fusion(")) == 0

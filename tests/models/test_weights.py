@@ -1,0 +1,93 @@
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxsgl.models.llama import Llama
+from jaxsgl.models.sharding import Layout, resolve_layout
+from jaxsgl.models.weights import load_weights
+from tests.models.tiny import RandomModel, one_device_mesh, tiny_config
+
+UNTIED = tiny_config(tie_embeddings=False, attention_bias=True)
+
+
+class CountingSource(RandomModel):
+    """Knows how many bytes of the tensors it gave out are still in memory."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        object.__setattr__(self, "alive", {})
+        object.__setattr__(self, "peak_bytes", 0)
+
+    def tensor(self, name):
+        tensor = super().tensor(name)
+        self.alive[name] = tensor.nbytes
+        weakref.finalize(tensor, self.alive.pop, name)
+        object.__setattr__(self, "peak_bytes", max(self.peak_bytes, sum(self.alive.values())))
+        return tensor
+
+
+def load(source, dtype=jnp.float32):
+    layout = resolve_layout(source.config, one_device_mesh())
+    return load_weights(Llama, source.config, source, layout, dtype)
+
+
+def test_every_weight_gets_values_in_the_dtype_asked_for():
+    reports = []
+    source = RandomModel(UNTIED)
+    layout = resolve_layout(UNTIED, one_device_mesh())
+    model = load_weights(
+        Llama, UNTIED, source, layout, jnp.bfloat16, lambda *report: reports.append(report)
+    )
+    leaves = jax.tree.leaves(nnx.state(model))
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.bfloat16 for leaf in leaves)
+    total = sum(leaf.nbytes for leaf in leaves)
+    assert len(reports) == len(leaves)
+    assert reports == sorted(reports) and reports[-1] == (total, total)
+
+
+def test_merged_weights_keep_every_head():
+    source = RandomModel(UNTIED)
+    layer = load(source).layers[1]
+    q = source.tensor("model.layers.1.self_attn.q_proj.weight").reshape(4, 16, 64)
+    k = source.tensor("model.layers.1.self_attn.k_proj.weight").reshape(2, 16, 64)
+    v_bias = source.tensor("model.layers.1.self_attn.v_proj.bias").reshape(2, 16)
+    qkv = np.asarray(layer.attention.qkv[...])
+    np.testing.assert_array_equal(qkv[:, :2].reshape(4, 16, 64), q)
+    np.testing.assert_array_equal(qkv[:, 2], k)
+    np.testing.assert_array_equal(np.asarray(layer.attention.qkv_bias[...])[:, 3], v_bias)
+
+
+def test_repeated_kv_heads_serve_their_own_query_heads():
+    config = tiny_config()
+    layout = Layout(one_device_mesh(), (), kv_repeat=2, notes=())
+    source = RandomModel(config)
+    layer = load_weights(Llama, config, source, layout, jnp.float32).layers[0]
+    qkv = np.asarray(layer.attention.qkv[...])
+    q = source.tensor("model.layers.0.self_attn.q_proj.weight").reshape(4, 16, 64)
+    k = source.tensor("model.layers.0.self_attn.k_proj.weight").reshape(2, 16, 64)
+    for q_head in range(4):
+        np.testing.assert_array_equal(qkv[q_head, 0], q[q_head])
+        np.testing.assert_array_equal(qkv[q_head, 1], k[q_head // 2])
+
+
+def test_the_host_holds_no_more_than_one_weight_at_a_time():
+    source = CountingSource(tiny_config(num_layers=8))
+    # In float32 a CPU device may adopt the host's memory as its own.
+    load(source, jnp.bfloat16)
+    largest_bytes = 2 * 96 * 64 * 4  # gate and up, which lie in one weight
+    assert source.peak_bytes == largest_bytes
+    assert not source.alive
+
+
+def test_a_tensor_of_the_wrong_shape_is_refused():
+    class Wrong(RandomModel):
+        def tensor(self, name):
+            tensor = super().tensor(name)
+            return tensor[:-1] if name == "model.embed_tokens.weight" else tensor
+
+    with pytest.raises(ValueError, match=r"\(127, 64\) where \(128, 64\)"):
+        load(Wrong(tiny_config()))

@@ -1,0 +1,57 @@
+"""Runs small models on meshes of forced host devices and prints what they answered, as JSON by job:
+`python -m tests.runner.mesh_child llama,tp=1,megatron …`.
+
+A process of its own, because the number of host devices is fixed once jax has started.
+"""
+
+import json
+import math
+import sys
+
+from jaxsgl.interface import SamplingParams
+from jaxsgl.models.sharding_rules import read_rules
+from jaxsgl.runner.mesh import make_mesh, parse_mesh
+from tests.models.families import FAMILIES, family_model
+from tests.models.tiny import RandomModel, tiny_config
+from tests.runner.driver import GREEDY, Driver
+from tests.runner.tiny_runner import FEWEST_BUCKETS, make_runner
+
+SHAPES = {
+    # Two kv heads: one on each of two devices, and each repeated on four or eight.
+    "llama": tiny_config(num_q_heads=8, mlp_size=128),
+    "qwen2": tiny_config(
+        num_q_heads=8, mlp_size=128, architecture="qwen2", attention_bias=True, tie_embeddings=False
+    ),
+    "odd_heads": tiny_config(num_q_heads=9, num_kv_heads=3, mlp_size=128),
+}
+"""Besides these, every model of tests/models/families.py is known by its name."""
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2]]
+SAMPLINGS = [GREEDY, SamplingParams(temperature=1.0, top_p=0.9, seed=7)]
+
+
+def answers(shape: str, mesh: str, rules: str) -> dict[str, object]:
+    runner = make_runner(
+        family_model(shape) if shape in FAMILIES else RandomModel(SHAPES[shape]),
+        make_mesh(parse_mesh(mesh.replace("+", ","))),
+        FEWEST_BUCKETS,
+        rules=read_rules(rules),
+    )
+    driver = Driver(runner)
+    tokens = driver.generate(PROMPTS, 12, SAMPLINGS)
+    request = driver.request(PROMPTS[0])
+    logprobs = driver.step([driver.prefill(request)], top_logprobs=20).top_logprobs
+    assert logprobs is not None and runner.recompiles == 0
+    notes = runner.layout.notes
+    runner.close()
+    return {"tokens": tokens, "logprobs": logprobs.astype(float).tolist(), "notes": notes}
+
+
+def main(jobs: list[str]) -> None:
+    split = [job.split(",", maxsplit=2) for job in jobs]
+    most = max(math.prod(parse_mesh(mesh.replace("+", ",")).values()) for _, mesh, _ in split)
+    make_mesh({"tp": most})  # before anything else makes jax count its devices
+    json.dump({job: answers(*parts) for job, parts in zip(jobs, split, strict=True)}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,70 @@
+"""How a device's memory is shared out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxsgl.config import ConfigError, EngineConfig
+from jaxsgl.models.llama import Llama
+from jaxsgl.models.sharding import resolve_layout
+from jaxsgl.models.weights import device_bytes, load_weights
+from jaxsgl.runner.buckets import make_buckets
+from jaxsgl.runner.build import step_sizes
+from jaxsgl.runner.memory import GIB, MARGIN_BYTES, MemoryPlan, step_bytes
+from jaxsgl.runner.platform import PLATFORMS
+from jaxsgl.runner.programs import Programs
+from tests.models.tiny import RandomModel, one_device_mesh, tiny_config
+
+PLAN = MemoryPlan(
+    limit=70 * GIB,
+    in_use=GIB,
+    weights=15 * GIB,
+    slots=GIB // 4,
+    steps=2 * GIB,
+    page=2**21,
+    num_pages=1000,
+)
+
+
+def test_everything_is_accounted_for():
+    taken = PLAN.in_use + PLAN.weights + PLAN.slots + PLAN.steps + 1000 * 2**21
+    assert PLAN.margin > MARGIN_BYTES
+    assert PLAN.free == 70 * GIB - taken - PLAN.margin
+    PLAN.require_room()
+    lines = PLAN.table().splitlines()
+    assert [line.split()[-2] for line in lines] == [
+        "70.00", "1.00", "15.00", "0.25", "2.00", "1.95", "2.44", f"{PLAN.free / GIB:.2f}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{"num_pages": 40000}, {"weights": 70 * GIB}, {"num_pages": 1}])
+def test_what_does_not_fit_is_refused_with_the_table(change):
+    plan = dataclasses.replace(PLAN, **change)
+    with pytest.raises(ConfigError, match="does not fit") as error:
+        plan.require_room()
+    assert plan.table() in str(error.value)
+
+
+def test_weights_are_counted_before_they_are_loaded():
+    config = tiny_config()
+    layout = resolve_layout(config, one_device_mesh())
+    loaded = load_weights(Llama, config, RandomModel(config), layout, jnp.bfloat16)
+    num_bytes = sum(array.nbytes for array in jax.tree.leaves(loaded))
+    assert device_bytes(Llama(config, layout, jnp.bfloat16), layout) == num_bytes
+
+
+def test_the_estimate_of_a_step_is_above_what_is_compiled():
+    """Of a model with more in its layers than in its logits, as real ones are."""
+    config = tiny_config(hidden_size=256, mlp_size=1024, context_len=2048)
+    layout = resolve_layout(config, one_device_mesh())
+    limits = step_sizes(EngineConfig(chunked_prefill_size=512), config, PLATFORMS["cpu"], "xla")
+    limits = dataclasses.replace(limits, num_pages=64)
+    buckets = make_buckets(limits, PLATFORMS["cpu"].sizes)[-2:]
+    model = Llama(config, layout, jnp.float32)
+    programs = Programs(
+        model, config, layout, limits, buckets, jnp.float32, PLATFORMS["cpu"], "xla"
+    )
+    measured = programs.compile(lambda done, total: None)
+    assert measured <= step_bytes(config, limits, 4) + MARGIN_BYTES

@@ -1,0 +1,45 @@
+"""Whole runners on a GPU, as an engine builds them, against the CPU's tokens."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from jaxsgl.config import EngineConfig
+from jaxsgl.runner.build import build_runner
+from tests.models.tiny import GOLDEN_MODELS, golden_model
+from tests.runner.driver import Driver
+from tests.runner.tiny_runner import make_runner
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = [np.random.default_rng(i).integers(0, 128, 3 + 7 * i % 40).tolist() for i in range(16)]
+
+
+@pytest.fixture(params=["triton", "xla"])
+def gpu_runner(request, tmp_path, golden):
+    config = EngineConfig(
+        dtype="float32",
+        attention_backend=request.param,
+        max_num_reqs=16,
+        chunked_prefill_size=64,
+        max_total_tokens=4096,
+        compilation_cache_dir=str(tmp_path),
+    )
+    runner = build_runner(config, golden, lambda *report: None)
+    assert (runner.backend, runner.layout.mesh.devices.flat[0].platform) == (request.param, "gpu")
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(params=GOLDEN_MODELS)
+def golden(request):
+    return golden_model(request.param)
+
+
+def test_greedy_tokens_are_those_of_the_cpu(golden, gpu_runner):
+    cpu = make_runner(golden, Mesh(np.array(jax.devices("cpu")[:1]), ("tp",)))
+    expected = Driver(cpu).generate(PROMPTS, 24)
+    cpu.close()
+    assert Driver(gpu_runner).generate(PROMPTS, 24) == expected
+    assert gpu_runner.recompiles == 0

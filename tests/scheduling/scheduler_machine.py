@@ -1,0 +1,196 @@
+"""Every sequence of admit, step, abort, preempt, flush and failure, against answers known
+beforehand."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from jaxsgl.cache.eviction import POLICIES
+from jaxsgl.cache.manager import KVCacheManager
+from jaxsgl.interface import Finish, SamplingParams
+from jaxsgl.scheduling.policies import POLICY_NAMES
+from jaxsgl.scheduling.scheduler import Scheduler, Vocabulary
+from jaxsgl.scheduling.settings import SchedulingSettings
+from jaxsgl.step import StepPlan, StepResult
+from tests.fake_runner import EOS_ID, FakePendingStep, FakeRunner, expected_tokens, make_limits
+
+MAX_IN_FLIGHT = 3
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Small pools and small alphabets, so that everything collides.
+
+    After every rule the books are recounted; what each request was told is a prefix of its answer
+    at all times, and all of it when it ends by itself.
+    """
+
+    scheduler_class: type[Scheduler] = Scheduler
+    cache_class: type[KVCacheManager] = KVCacheManager
+
+    @initialize(
+        page_size=st.sampled_from([1, 2, 4]),
+        num_pages=st.integers(8, 24),
+        num_slots=st.integers(1, 4),
+        max_tokens=st.integers(4, 12),
+        policy=st.sampled_from(POLICY_NAMES),
+        mixed=st.booleans(),
+        radix=st.booleans(),
+        share=st.booleans(),
+        chunked=st.booleans(),
+        threshold=st.integers(0, 1),
+        eviction=st.sampled_from(sorted(POLICIES)),
+        quota=st.none() | st.integers(0, 6),
+    )
+    def start(
+        self,
+        page_size,
+        num_pages,
+        num_slots,
+        max_tokens,
+        policy,
+        mixed,
+        radix,
+        share,
+        chunked,
+        threshold,
+        eviction,
+        quota,
+    ):
+        self.max_len = (num_pages - 1) * page_size
+        self.limits = make_limits(
+            num_pages=num_pages,
+            page_size=page_size,
+            num_slots=num_slots,
+            max_tokens=max_tokens if chunked else max(max_tokens, self.max_len),
+            max_logits=num_slots,
+            max_pages_per_row=num_pages - 1,
+        )
+        self.cache = self.cache_class(
+            num_pages, page_size, radix=radix, eviction=eviction, default_quota=quota
+        )
+        self.scheduler = self.scheduler_class(
+            self.limits,
+            self.cache,
+            Vocabulary([], (EOS_ID,)),
+            SchedulingSettings(
+                max_len=self.max_len,
+                policy=policy,
+                mixed_chunks=mixed and chunked,
+                chunked_prefill=chunked,
+                share_prefixes=share,
+                preemption_threshold=threshold,
+            ),
+        )
+        self.runner = FakeRunner(self.limits)
+        self.in_flight: deque[FakePendingStep] = deque()
+        self.answers: dict[str, list[int]] = {}
+        self.wanted: dict[str, list[int]] = {}
+        self.finishes: dict[str, Finish] = {}
+        self.released: set[str] = set()
+        self.now_s = 0.0
+
+    @rule(
+        prompt=st.lists(st.integers(1, 2), min_size=1, max_size=12),
+        max_tokens=st.integers(1, 8),
+        seed=st.integers(0, 2),
+        priority=st.integers(0, 2),
+        namespace=st.sampled_from(["", "other"]),
+        timeout_s=st.none() | st.integers(1, 20),
+    )
+    def admit(self, prompt, max_tokens, seed, priority, namespace, timeout_s):
+        prompt = prompt[: self.max_len - 1]
+        request_id = str(len(self.answers))
+        sampling = SamplingParams(max_tokens=max_tokens, seed=seed)
+        deadline_s = None if timeout_s is None else self.now_s + timeout_s
+        self.scheduler.add(
+            request_id,
+            prompt,
+            sampling,
+            namespace=namespace,
+            priority=priority,
+            deadline_s=deadline_s,
+        )
+        self.answers[request_id] = []
+        num_tokens = min(max_tokens, self.max_len - len(prompt))
+        self.wanted[request_id] = expected_tokens(prompt, num_tokens, seed=seed)
+
+    def plan(self) -> StepPlan | None:
+        plan = self.scheduler.plan_step()
+        if plan is not None:
+            self.in_flight.append(self.runner.dispatch(plan))
+        return plan
+
+    @precondition(lambda self: len(self.in_flight) < MAX_IN_FLIGHT)
+    @rule()
+    def step(self):
+        self.plan()
+
+    @precondition(lambda self: self.in_flight)
+    @rule()
+    def apply(self):
+        result = self.in_flight.popleft().wait()
+        assert isinstance(result, StepResult)
+        self.scheduler.apply(result)
+
+    @precondition(lambda self: self.answers)
+    @rule(data=st.data())
+    def abort(self, data):
+        self.scheduler.abort(data.draw(st.sampled_from(sorted(self.answers))), "gone")
+
+    @rule()
+    def flush(self):
+        self.scheduler.flush_cache()
+
+    @precondition(lambda self: self.in_flight)
+    @rule()
+    def fail(self):
+        self.in_flight.clear()
+        self.runner.reset()
+        self.scheduler.restart()
+
+    @rule(seconds=st.integers(1, 5))
+    def tick(self, seconds):
+        self.now_s += seconds
+        self.scheduler.expire(self.now_s)
+
+    @invariant()
+    def books_add_up(self):
+        if not hasattr(self, "scheduler"):
+            return
+        self.scheduler.check()
+        self.collect()
+
+    def collect(self) -> None:
+        outputs = self.scheduler.take_outputs()
+        for row in outputs.rows:
+            answer = self.answers[row.request_id]
+            answer += row.token_ids
+            assert row.request_id not in self.finishes, "told something after its end"
+            assert answer == self.wanted[row.request_id][: len(answer)]
+            if row.finish is not None:
+                self.finishes[row.request_id] = row.finish
+                if row.finish.kind in ("stop", "length"):
+                    assert answer == self.wanted[row.request_id]
+        for request_id in outputs.released:
+            assert request_id not in self.released, "released twice"
+            self.released.add(request_id)
+
+    def teardown(self):
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(10_000):
+            if self.plan() is None and not self.in_flight:
+                break
+            if self.in_flight:
+                self.apply()
+            self.books_add_up()
+        assert self.scheduler.idle, "stuck"
+        assert set(self.finishes) == set(self.answers) == self.released
+        stats = self.scheduler.stats()
+        assert stats.locks == 0 and stats.slots_free == stats.slots_total
+        assert stats.pages_free + stats.pages_cached == stats.pages_total
+        self.scheduler.flush_cache()
+        assert self.scheduler.stats().pages_free == stats.pages_total

@@ -1,0 +1,219 @@
+"""Queue, deadlines, namespaces and flushing as HTTP sees them: everything is real but the
+runner."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+
+from jaxsgl.actors.text_actor import TextActor
+from jaxsgl.config import EngineConfig, ServerConfig
+from jaxsgl.metrics import Metrics
+from jaxsgl.replicas.launch import LocalLaunch
+from jaxsgl.replicas.pool import ReplicaPool
+from jaxsgl.replicas.seat import ReplicaSpec
+from jaxsgl.scheduling.scheduler import Scheduler
+from server.app import create_app
+from server.site import bind_socket, start_site
+from tests.actors.scheduler_rig import HeldRunner
+from tests.actors.waiting import until
+from tests.fake_runner import FakeRunner, expected_tokens, make_limits
+from tests.offline.local_replica import FakeFactory, LetterTokenizer
+
+NUM_SLOTS = 2
+PROMPT = list(range(1, 18))
+"""Four whole pages and the token that is always computed."""
+
+
+@dataclass
+class Served:
+    url: str
+    session: aiohttp.ClientSession
+    pool: ReplicaPool
+    scheduler: Scheduler
+
+    @property
+    def num_open(self) -> int:
+        """Requests that the front has admitted and that have not ended."""
+        return self.pool._seats[0].num_open
+
+    async def post(self, path: str, body: Any) -> tuple[int, Any, Any]:
+        """Status, decoded body, headers."""
+        async with self.session.post(self.url + path, json=body) as response:
+            return response.status, await response.json(), response.headers
+
+    async def complete(
+        self, prompt: list[int], **fields: Any
+    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+        body = {"prompt": prompt, "max_tokens": 8, "ignore_eos": True, "seed": 0, **fields}
+        return await self.post("/v1/completions", body)
+
+    async def cached_tokens(self, prompt: list[int], **fields: Any) -> int:
+        status, answer, _ = await self.complete(prompt, **fields)
+        assert status == 200
+        return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+@asynccontextmanager
+async def serve(runner: FakeRunner, **config: Any) -> AsyncGenerator[Served, None]:
+    """Ends with nothing left: no page, slot, lock or task."""
+    engine_config, factory = EngineConfig(**config), FakeFactory(runner)
+    text = TextActor(LetterTokenizer())
+    await text.start()
+    pool = ReplicaPool(
+        engine_config,
+        text,
+        [ReplicaSpec(lambda epoch: LocalLaunch(epoch, engine_config, factory=factory))],
+    )
+    await pool.start()
+    await until(lambda: pool.stats().slots_total)  # the first report
+    sock = bind_socket("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    site = await start_site(create_app(pool, ServerConfig(), Metrics()), sock)
+    assert factory.scheduler is not None
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield Served(url, session, pool, factory.scheduler)
+        if isinstance(runner, HeldRunner):
+            runner.let_all_end()
+        await until(lambda: factory.scheduler is not None and factory.scheduler.idle)
+    factory.scheduler.check()
+    stats = factory.scheduler.stats()
+    assert stats.locks == 0 and stats.slots_free == stats.slots_total
+    await site.cleanup()
+    await pool.stop()
+    await text.stop(5)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+type Open = Callable[..., AbstractAsyncContextManager[Served]]
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serve(FakeRunner()) as served:
+        yield served
+
+
+@pytest.fixture
+async def held() -> AsyncIterator[tuple[HeldRunner, Served]]:
+    """Two requests run and three may wait; steps last until the test permits their end."""
+    async with AsyncExitStack() as stack:
+        runner = HeldRunner(make_limits(num_slots=NUM_SLOTS))
+        served = await stack.enter_async_context(serve(runner, max_queued_requests=3))
+        yield runner, served
+
+
+async def test_beyond_the_queue_clients_are_told_to_come_back(held) -> None:
+    runner, served = held
+    num_admitted = NUM_SLOTS + 3
+    asking = [
+        asyncio.create_task(served.complete([n + 1] * 4, stream=False)) for n in range(num_admitted)
+    ]
+    await until(lambda: served.num_open == num_admitted)
+    for stream in (False, True):
+        status, body, headers = await served.complete(PROMPT, stream=stream)
+        assert status == 429
+        assert int(headers["Retry-After"]) >= 1
+        assert body == {
+            "error": {
+                "message": "too many requests are waiting",
+                "type": "rate_limit_error",
+                "param": None,
+                "code": None,
+            }
+        }
+    assert served.num_open == num_admitted
+    runner.let_all_end()
+    assert [(await each)[0] for each in asking] == [200] * num_admitted
+    assert (await served.complete(PROMPT))[0] == 200
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.5])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_deadline_that_is_past_is_504(
+    served: Served, timeout_s: float, stream: bool
+) -> None:
+    status, body, _ = await served.complete(PROMPT, timeout_s=timeout_s, stream=stream)
+    assert status == 504
+    assert body == {
+        "error": {
+            "message": "the request's deadline has passed",
+            "type": "server_error",
+            "param": None,
+            "code": "deadline_exceeded",
+        }
+    }
+    assert served.scheduler.stats().steps == 0
+    assert (await served.complete(PROMPT, timeout_s=1000))[0] == 200
+
+
+async def test_a_deadline_that_passes_while_a_request_waits_is_504(held) -> None:
+    runner, served = held
+    running = [asyncio.create_task(served.complete([n + 1] * 4)) for n in range(NUM_SLOTS)]
+    await until(lambda: served.num_open == NUM_SLOTS)
+    late = asyncio.create_task(served.complete(PROMPT, timeout_s=1e-6))
+    await until(lambda: served.num_open == NUM_SLOTS + 1)
+    runner.let_all_end()
+    status, body, _ = await late
+    assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
+    assert [(await each)[0] for each in running] == [200] * NUM_SLOTS
+
+
+async def test_equal_prompts_meet_in_the_cache_only_under_one_salt(served: Served) -> None:
+    assert await served.cached_tokens(PROMPT) == 0
+    assert await served.cached_tokens(PROMPT) == 16
+    assert await served.cached_tokens(PROMPT, cache_salt="a") == 0
+    assert await served.cached_tokens(PROMPT, cache_salt="b") == 0
+    assert await served.cached_tokens(PROMPT, cache_salt="a") == 16
+    salted = await served.complete(PROMPT, cache_salt="c", return_token_ids=None)
+    assert salted[0] == 400  # an unknown field is refused, and so is not mistaken for a salt
+
+
+async def test_flushing_an_idle_server_empties_the_cache(served: Served) -> None:
+    for salt in ("", "a"):
+        assert await served.cached_tokens(PROMPT, cache_salt=salt) == 0
+    status, body, _ = await served.post("/flush_cache", None)
+    assert (status, body) == (200, {"status": "flushed"})
+    stats = served.scheduler.stats()
+    assert stats.pages_free == stats.pages_total
+    for salt in ("", "a"):
+        assert await served.cached_tokens(PROMPT, cache_salt=salt) == 0
+
+
+async def test_a_busy_server_is_not_flushed(held) -> None:
+    runner, served = held
+    asking = [asyncio.create_task(served.complete([n + 1] * 17)) for n in range(NUM_SLOTS + 1)]
+    await until(lambda: served.num_open == NUM_SLOTS + 1)
+    flushing = asyncio.create_task(served.post("/flush_cache", None))
+    await until(lambda: len(served.pool._seats[0].proxy._asks) == 1)
+    runner.permits.release()
+    status, body, _ = await flushing
+    assert status == 400
+    assert body["error"] == {
+        "message": "the cache can be flushed only while no request runs or waits",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+    runner.let_all_end()
+    answers = [await each for each in asking]
+    assert [status for status, _, _ in answers] == [200] * 3
+    assert (await served.post("/flush_cache", None))[0] == 200
+
+
+async def test_flushing_right_behind_an_answer_leaves_nothing_in_the_cache(served: Served) -> None:
+    """Whatever is still on the device when an answer is complete, is gone as well."""
+    end = expected_tokens(PROMPT, 3, ignore_eos=True)[-1]
+    for _ in range(20):
+        status, _, _ = await served.complete(PROMPT, max_tokens=60, stop_token_ids=[end])
+        assert status == 200
+        assert (await served.post("/flush_cache", None))[0] == 200
+        stats = served.scheduler.stats()
+        assert stats.pages_free == stats.pages_total
