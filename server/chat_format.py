@@ -24,7 +24,7 @@ from server.chat_reply import (
     ToolCallDelta,
 )
 from server.logprobs import ChatLogprobs, ChatTokenLogprob, TokenBytes, chat_logprobs
-from server.replies import ReplyHead, UsageBody
+from server.replies import ReplyHead, UsageBody, is_step
 from server.sse import TextEvent, event
 from server.tools.pieces import (
     CallArguments,
@@ -101,7 +101,11 @@ class ChatFormat:
     def text(self, index: int, delta: Delta, usage: UsageBody | None) -> bytes:
         pieces = self._read(self._answer(index), delta)
         if delta.logprobs is None and usage is None:
-            return b"".join(self._piece_event(index, piece) for piece in pieces)
+            events = b"".join(self._piece_event(index, piece) for piece in pieces)
+            # Among the pieces of a reader, empty content would look like the end of reasoning.
+            if not events and self._make_reader is None and is_step(delta):
+                return self._text_event(index)("")
+            return events
         logprobs = None
         if delta.logprobs is not None:
             logprobs = ChatLogprobs(chat_logprobs(delta.logprobs, self._token_bytes))

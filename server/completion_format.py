@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from jaxsgl.interface import Delta, Finish, TokenLogprob
 from server.logprobs import CompletionLogprobs, CompletionLogprobsWriter, TokenBytes
-from server.replies import ReplyHead, UsageBody
+from server.replies import ReplyHead, UsageBody, is_step
 from server.sse import TextEvent, event
 
 
@@ -111,7 +111,7 @@ class CompletionFormat:
     def text(self, index: int, delta: Delta, usage: UsageBody | None) -> bytes:
         text, logprobs = self._news(index, delta)
         if logprobs is None and usage is None:
-            return self._text_event(index)(text) if text else b""
+            return self._text_event(index)(text) if text or is_step(delta) else b""
         return self._event(CompletionChoice(index, logprobs, None, None, None, text), usage=usage)
 
     def closing(self, index: int, finish: Finish) -> bytes:

@@ -61,6 +61,13 @@ class UsageMeter:
         )
 
 
+def is_step(delta: Delta) -> bool:
+    """Whether a delta is worth an event even without text, so that clients can count and time
+    tokens by events: half of a character, what a stop string might claim, a server without a
+    tokenizer. With the last delta the closing event does that."""
+    return bool(delta.token_ids) and delta.finish is None
+
+
 @dataclass(frozen=True, slots=True)
 class ReplyHead:
     """What every body and event of one reply repeats."""
@@ -97,7 +104,10 @@ class ReplyFormat(Protocol):
         ...
 
     def text(self, index: int, delta: Delta, usage: UsageBody | None) -> bytes:
-        """The event for the text of a delta, with `usage` if given; empty if nothing is new."""
+        """The event for the text of a delta, with `usage` if given; empty if nothing is new.
+
+        Where `is_step` holds and the format has an event for text, it is sent though it is empty.
+        """
         ...
 
     def closing(self, index: int, finish: Finish) -> bytes:

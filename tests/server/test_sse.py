@@ -7,7 +7,7 @@ import json
 import msgspec
 import pytest
 
-from jaxsgl.interface import Delta, Usage
+from jaxsgl.interface import Delta, Finish, Usage
 from server.chat_format import ChatFormat
 from server.completion_format import CompletionFormat
 from server.replies import ReplyHead, UsageMeter
@@ -42,9 +42,14 @@ def test_prebuilt_and_fresh_events_agree(make: type[ChatFormat] | type[Completio
     assert b"\xe2\x80\xa8" not in prebuilt
 
 
-def test_nothing_new_is_no_event() -> None:
-    reply_format = ChatFormat(ReplyHead("id", 1, "m"), lambda _: b"")
-    assert reply_format.text(0, Delta("", [7], Usage(1, 1, 0)), None) == b""
+@pytest.mark.parametrize("make", [ChatFormat, CompletionFormat])
+def test_a_token_without_text_is_an_event(make: type[ChatFormat] | type[CompletionFormat]) -> None:
+    reply_format = make(ReplyHead("id", 1, "m"), lambda _: b"")
+    usage = Usage(1, 1, 0)
+    assert b'""' in reply_format.text(0, Delta("", [7], usage), None)
+    assert reply_format.text(0, Delta("", [], usage), None) == b""
+    # The closing event tells of the last one.
+    assert reply_format.text(0, Delta("", [7], usage, Finish("stop")), None) == b""
 
 
 def test_usage_counts_a_prompt_once() -> None:
