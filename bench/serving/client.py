@@ -94,7 +94,10 @@ def _note(data: bytes, record: Record, now_s: float, texts: list[str]) -> None:
     event = decode_event(data)
     if event.failure is not None:
         _fail(record, "server_error", event.failure)
-    if text := event.text:
+    text = event.text
+    # A token can be without text: half of a character, or a server without a tokenizer, whose last
+    # one comes with the reason to end. After text, that event is an event of its own.
+    if text or (event.answers and (event.finish is None or not any(texts))):
         record.event_s.append(now_s)
         texts.append(text)
     record.finish = event.finish or record.finish

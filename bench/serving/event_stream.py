@@ -12,12 +12,17 @@ DONE = b"[DONE]"
 
 class _Delta(msgspec.Struct):
     content: str | None = None
+    role: str | None = None
 
 
 class _Choice(msgspec.Struct):
     text: str | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
+
+
+def _adds(delta: _Delta | None) -> bool:
+    return delta is not None and delta.content is not None and delta.role is None
 
 
 class _CachedTokens(msgspec.Struct):
@@ -47,6 +52,12 @@ class Event(msgspec.Struct):
         return "".join(
             choice.text or (choice.delta and choice.delta.content) or "" for choice in self.choices
         )
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is part of an answer, though maybe without text: not the usage, and not what
+        opens a chat."""
+        return any(choice.text is not None or _adds(choice.delta) for choice in self.choices)
 
     @property
     def finish(self) -> str | None:

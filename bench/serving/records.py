@@ -24,7 +24,7 @@ class Record:
     due_s: float
     sent_s: float | None = None
     event_s: list[float] = field(default_factory=list[float])
-    """When each event with text came."""
+    """When each event came that brought tokens."""
     end_s: float | None = None
     input_len: int = 0
     output_len: int = 0
@@ -63,7 +63,7 @@ class Record:
 
     @property
     def gaps_s(self) -> list[float]:
-        """Between events with text that follow each other."""
+        """Between events that follow each other."""
         return [b - a for a, b in zip(self.event_s, self.event_s[1:], strict=False)]
 
     @property

@@ -5,6 +5,7 @@ noted everything before: so what is noted has to be exact.
 """
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -138,6 +139,30 @@ async def test_broken_streams_are_told_apart(end, kind):
     assert len(record.event_s) == 1
     if kind == "server_error":
         assert record.detail == "broken"
+
+
+def part(text, finish=None):
+    choice = {"text": text, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "num_events"),
+    [
+        ([part("a"), part("b"), part("", "length")], 2),
+        ([part("a"), part(""), part("\u00e9", "length")], 3),
+        ([part(""), part(""), part("", "length")], 3),  # a server without a tokenizer
+    ],
+)
+async def test_tokens_without_text_count(parts, num_events):
+    app = web.Application()
+    usage = b'data: {"choices": [], "usage": {"completion_tokens": 3}}\n\n'
+    app.router.add_post("/v1/completions", streaming(*parts, usage, b"data: [DONE]\n\n"))
+    record = Record(0, 0, 0.0)
+    async with client_of(app) as client:
+        await client.send(body(), record, Clock())
+    assert record.ok
+    assert (len(record.event_s), record.output_len) == (num_events, 3)
 
 
 async def test_a_connection_that_breaks():

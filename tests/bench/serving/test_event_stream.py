@@ -33,6 +33,20 @@ def test_text_and_finish_of_either_api():
     assert (role.text, role.finish) == ("", None)
 
 
+@pytest.mark.parametrize(
+    ("choice", "answers"),
+    [
+        ('{"text":""}', True),
+        ('{"delta":{"content":""}}', True),
+        ('{"delta":{"role":"assistant","content":""}}', False),
+        ('{"delta":{}}', False),
+    ],
+)
+def test_an_empty_part_of_an_answer_is_told_from_what_opens_it(choice, answers):
+    assert decode_event(f'{{"choices":[{choice}]}}'.encode()).answers is answers
+    assert not decode_event(b'{"choices":[],"usage":{}}').answers
+
+
 def test_usage_with_and_without_details():
     told = decode_event(
         b'{"usage":{"prompt_tokens":9,"completion_tokens":2,'
