@@ -76,9 +76,20 @@ class StepCost:
 
     fixed_s: float = 0.010
     per_token_s: float = 0.0001
+    sizes: tuple[int, ...] = ()
+    """To which tokens are padded, where they are."""
+    per_pair_s: float = 0.0
+    """For each key that a token of a prompt's chunk attends to."""
+    per_key_s: float = 0.0
+    """The same for rows of a single token, which read every key for themselves."""
 
     def of(self, plan: StepPlan) -> float:
-        return self.fixed_s + self.per_token_s * plan.num_tokens
+        num_tokens = next((n for n in self.sizes if n >= plan.num_tokens), plan.num_tokens)
+        lens = np.diff(plan.q_start)
+        num_pairs = np.where(lens > 1, lens * (plan.kv_len - (lens - 1) / 2), 0).sum()
+        num_keys = plan.kv_len[lens == 1].sum()
+        attention_s = self.per_pair_s * num_pairs + self.per_key_s * num_keys
+        return float(self.fixed_s + self.per_token_s * num_tokens + attention_s)
 
 
 class SimulatedRunner:
@@ -118,6 +129,8 @@ class SimulatedAnswer:
     cached_tokens: int
     wait_s: float
     """From the request to its first token."""
+    gaps_s: list[float]
+    """Between its tokens."""
 
 
 class SimulatedReplica:
@@ -133,7 +146,9 @@ class SimulatedReplica:
         policy: str = "fcfs",
         radix: bool = True,
         cost: StepCost | None = None,
+        max_itl_s: float | None = None,
     ) -> None:
+        cost = cost or StepCost()
         num_pages = pool_tokens // page_size + 1
         limits = StepLimits(
             num_pages=num_pages,
@@ -144,16 +159,19 @@ class SimulatedReplica:
             max_logits=max_rows,
             max_pages_per_row=num_pages - 1,
             vocab_size=VOCAB_SIZE,
+            mixed_sizes=cost.sizes,
         )
         self.scheduler = Scheduler(
             limits,
             KVCacheManager(num_pages, page_size, radix=radix),
             Vocabulary([], ()),
-            SchedulingSettings(max_len=(num_pages - 1) * page_size, policy=policy),
+            SchedulingSettings(
+                max_len=(num_pages - 1) * page_size, policy=policy, max_itl_s=max_itl_s
+            ),
         )
         self._actor = SchedulerActor(
             self.scheduler,
-            SimulatedRunner(limits, cost or StepCost()),  # pyright: ignore[reportArgumentType]
+            SimulatedRunner(limits, cost),  # pyright: ignore[reportArgumentType]
             self._on_message,
             overlap=True,
             capacity=100_000,
@@ -205,11 +223,19 @@ class SimulatedReplica:
             if not collector.token_ids:
                 collector.wait_s = now_s - collector.asked_at_s
                 collector.on_first()
+            else:
+                collector.gaps_s.append(now_s - collector.last_s)
+            collector.last_s = now_s
             collector.token_ids += row.token_ids
             if row.finish is not None:
                 del self._waiting[row.request_id]
                 collector.done.set_result(
-                    SimulatedAnswer(collector.token_ids, row.cached_tokens, collector.wait_s)
+                    SimulatedAnswer(
+                        collector.token_ids,
+                        row.cached_tokens,
+                        collector.wait_s,
+                        collector.gaps_s,
+                    )
                 )
 
 
@@ -225,3 +251,5 @@ class _Collector:
         self.asked_at_s = asked_at_s
         self.token_ids: list[int] = []
         self.wait_s = 0.0
+        self.last_s = 0.0
+        self.gaps_s: list[float] = []

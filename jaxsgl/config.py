@@ -132,6 +132,11 @@ class EngineConfig:
     mixed_chunk: bool = option(
         True, "let prompt chunks and decoding rows share a step, but let prompts go first, alone"
     )
+    max_itl_ms: float | None = option(
+        None,
+        "most milliseconds between two tokens of an answer: steps with decoding rows take no more "
+        "of a prompt than keeps it; default: no bound",
+    )
     schedule_policy: str = option(
         "fcfs",
         "order in which waiting requests are admitted",

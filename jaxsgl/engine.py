@@ -86,6 +86,7 @@ class Replica:
         """
         _check_quota(config)
         check_grammar_limits(config)
+        max_itl_s = _max_itl_s(config)
         faults = parse_faults(config.inject_fault) if config.inject_fault else []
         loop = asyncio.get_running_loop()
 
@@ -111,6 +112,7 @@ class Replica:
             chunked_prefill=config.chunked_prefill,
             share_prefixes=config.radix_cache,
             preemption_threshold=config.priority_preemption_threshold,
+            max_itl_s=max_itl_s,
             seed=config.random_seed,
         )
         grammars = GrammarActor(
@@ -192,6 +194,17 @@ def _check_quota(config: EngineConfig) -> None:
 def _quota_pages(config: EngineConfig, num_pages: int) -> int | None:
     """Pages that each cache namespace may keep, of a pool of `num_pages`."""
     return None if config.cache_quota is None else int(config.cache_quota * num_pages)
+
+
+def _max_itl_s(config: EngineConfig) -> float | None:
+    """Raise ConfigError where prompts cannot be cut to keep the promise."""
+    if config.max_itl_ms is None:
+        return None
+    if not config.max_itl_ms > 0:
+        raise ConfigError("--max-itl-ms must be above 0")
+    if not (config.mixed_chunk and config.chunked_prefill):
+        raise ConfigError("--max-itl-ms needs prompts in chunks that share steps with decoding")
+    return config.max_itl_ms / 1e3
 
 
 def check_grammar_limits(config: EngineConfig) -> None:

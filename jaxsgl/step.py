@@ -46,6 +46,8 @@ class StepLimits:
     vocab_size: int
     pack_rows: int = 0
     """Most rows that can read a shared prefix together; 0 where that is not to be had."""
+    mixed_sizes: tuple[int, ...] = ()
+    """Numbers of tokens to which steps with prompts are padded, ascending up to max_tokens."""
 
     @property
     def max_context_len(self) -> int:

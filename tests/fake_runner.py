@@ -78,6 +78,7 @@ def make_limits(
     max_logits: int = 8,
     max_pages_per_row: int = 32,
     pack_rows: int = 0,
+    mixed_sizes: tuple[int, ...] = (),
 ) -> StepLimits:
     return StepLimits(
         num_pages=num_pages,
@@ -89,6 +90,7 @@ def make_limits(
         max_pages_per_row=max_pages_per_row,
         vocab_size=VOCAB_SIZE,
         pack_rows=pack_rows,
+        mixed_sizes=mixed_sizes,
     )
 
 

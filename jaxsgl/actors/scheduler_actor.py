@@ -274,7 +274,7 @@ class SchedulerActor(Service):
             plan = self._plan()
         if plan is not None:
             self._in_flight.append(self._runner.submit(plan))
-            self._speed.step_begun(plan.num_rows, plan.num_tokens, time.perf_counter())
+            self._speed.step_begun(plan.num_rows, plan.num_tokens, self._loop.time())
         if not self._in_flight:
             return False
         if plan is not None and len(self._in_flight) < self._max_in_flight:
@@ -286,8 +286,8 @@ class SchedulerActor(Service):
             return True
         self._in_flight.popleft()
         begin_s = time.perf_counter()
-        self._speed.step_ended(begin_s)
-        self._scheduler.apply(result)
+        elapsed_s = self._speed.step_ended(self._loop.time())
+        self._scheduler.apply(result, elapsed_s)
         self._last_step_id = result.step_id
         self._timeline.add(Span("apply", result.step_id, begin_s, time.perf_counter()))
         return True

@@ -26,7 +26,8 @@ class SpeedMeter:
     def step_begun(self, num_rows: int, num_tokens: int, now_s: float) -> None:
         self._begun.append((num_rows, num_tokens, now_s))
 
-    def step_ended(self, now_s: float) -> None:
+    def step_ended(self, now_s: float) -> float:
+        """How long the step took, in seconds."""
         num_rows, num_tokens, begin_s = self._begun.popleft()
         elapsed_s = now_s - max(begin_s, self._last_end_s)
         self._last_end_s = now_s
@@ -36,6 +37,7 @@ class SpeedMeter:
         else:
             decode_s = _mean(decode_s, elapsed_s)
         self.speed = Speed(prefill_s, decode_s)
+        return elapsed_s
 
     def forget_steps(self) -> None:
         """Those begun will not end."""

@@ -63,10 +63,10 @@ def make_buckets(limits: StepLimits, sizes: Sizes) -> tuple[Bucket, ...]:
     ]
     decode = [
         Bucket("decode", n, n, min(num_logits(n), limits.max_rows))
-        for n in _up_to(limits.max_rows, sizes.decode_rows)
+        for n in up_to(limits.max_rows, sizes.decode_rows)
     ]
     mixed: list[Bucket] = []
-    for tokens in _up_to(limits.max_tokens, sizes.mixed_tokens):
+    for tokens in up_to(limits.max_tokens, sizes.mixed_tokens):
         rows = min(tokens, limits.max_rows)
         mixed.append(Bucket("mixed", tokens, rows, min(num_logits(rows), limits.max_rows)))
     if limits.max_logits > limits.max_rows:
@@ -74,8 +74,9 @@ def make_buckets(limits: StepLimits, sizes: Sizes) -> tuple[Bucket, ...]:
     return tuple(shared + decode + mixed)
 
 
-def _up_to(largest: int, sizes: tuple[int, ...]) -> list[int]:
-    return [n for n in sizes if n < largest] + [largest]
+def up_to(largest: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of `sizes` below the largest, and the largest."""
+    return (*(n for n in sizes if n < largest), largest)
 
 
 def pick_bucket(buckets: Sequence[Bucket], plan: StepPlan) -> Bucket:

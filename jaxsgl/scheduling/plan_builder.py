@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from jaxsgl.scheduling.request import Request
 from jaxsgl.scheduling.shared_prefixes import PrefixSharing, page_order
+from jaxsgl.scheduling.step_costs import MIN_CHUNK, StepWork, attending
 from jaxsgl.step import (
     LAST_TOKEN,
     SAMPLE,
@@ -32,6 +34,7 @@ class PlanBuilder:
         self.rows_left = limits.max_rows
         self.tokens_left = limits.max_tokens
         self.logits_left = limits.max_logits
+        self._pairs_left = math.inf
         self.requests: list[Request] = []
         self._slot: list[int] = []
         self._q_start = [0]
@@ -46,6 +49,18 @@ class PlanBuilder:
         self._constrained: list[ConstrainedDraw] = []
         self._num_top_logprobs: int | None = None
         self._decode_only = True
+        self._num_pairs = 0
+        self._num_keys = 0
+
+    @property
+    def work(self) -> StepWork:
+        """What the rows so far amount to."""
+        return StepWork(self._q_start[-1], self._num_pairs, self._num_keys)
+
+    def bound(self, num_tokens: int, num_pairs: float) -> None:
+        """Take no more than so many further tokens, attending to so many keys between them."""
+        self.tokens_left = min(self.tokens_left, num_tokens)
+        self._pairs_left = num_pairs
 
     def num_takeable(self, request: Request, *, computed: int | None = None) -> int:
         """How many of the tokens that `request` wants fit into what is left of this step.
@@ -57,11 +72,19 @@ class PlanBuilder:
         start = request.computed if computed is None else computed
         num_wanted = request.num_wanted - (start - request.computed)
         num_tokens = min(num_wanted, self.tokens_left)
+        if self._pairs_left < math.inf:
+            num_tokens = min(num_tokens, self._num_attending(start))
         if request.prompt_logprobs is not None and start < request.prompt_len:
             # Every position whose next token is to be scored asks for its logits.
             num_silent = max(0, request.num_scored - 1 - start)
             return min(num_tokens, num_silent + self.logits_left)
         return num_tokens if self._chunked or num_tokens == num_wanted else 0
+
+    def _num_attending(self, context_len: int) -> int:
+        """How many tokens behind that context the bound on attention leaves room for. The first
+        chunk is never left out: it might be for ever."""
+        least = MIN_CHUNK if not self._num_pairs else 0
+        return max(least, attending(self._pairs_left, context_len))
 
     def open_slot(self, request: Request, pages: NDArray[np.int32]) -> None:
         """Announce that the request's slot is its own from this step on."""
@@ -117,6 +140,12 @@ class PlanBuilder:
         self._logit_start.append(len(self._logit_idx))
         self.rows_left -= 1
         self.tokens_left -= num_tokens
+        if num_tokens == 1:
+            self._num_keys += end
+        else:
+            num_pairs = num_tokens * begin + num_tokens * (num_tokens + 1) // 2
+            self._num_pairs += num_pairs
+            self._pairs_left = max(0.0, self._pairs_left - num_pairs)
         self._decode_only &= samples and num_tokens == 1
         request.computed = end
 

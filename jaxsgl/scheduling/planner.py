@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from jaxsgl.cache.manager import KVCacheManager
 from jaxsgl.scheduling.admission import AdmissionController
+from jaxsgl.scheduling.pacing import Pace
 from jaxsgl.scheduling.placements import Placements
 from jaxsgl.scheduling.plan_builder import PlanBuilder
 from jaxsgl.scheduling.policies import WINDOW
@@ -29,6 +30,7 @@ class Planner:
         settings: SchedulingSettings,
         *,
         page_size: int,
+        pace: Pace | None,
         retract: Callable[[Request], None],
         admitted: Callable[[Request, int], None],
     ) -> None:
@@ -38,6 +40,7 @@ class Planner:
         self._places = places
         self._waiting = waiting
         self._settings = settings
+        self._pace = pace
         self._retract = retract
         self._admitted = admitted
         self._admission = AdmissionController(page_size)
@@ -75,6 +78,8 @@ class Planner:
         """Single tokens first, so that no stream stalls; what is left goes to prompts."""
         ones, many = self._wanting()
         short = self._continue_rows(builder, ones)
+        if self._pace is not None and builder.requests and (many or len(self._waiting)):
+            self._pace.bound(builder, many[0].computed if many else 0)
         short |= self._continue_rows(builder, many)
         # While pages are short nobody joins, unless nothing else is left to do.
         if not short or (not builder.requests and idle):

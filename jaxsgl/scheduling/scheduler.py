@@ -17,6 +17,7 @@ from jaxsgl.cache.prefix_journal import JournalEntry, PrefixJournal
 from jaxsgl.grammar.constraint import Constraint
 from jaxsgl.interface import EngineStats, Finish, SamplingParams
 from jaxsgl.scheduling.outputs import RowOutput, SchedulerOutputs
+from jaxsgl.scheduling.pacing import Pace
 from jaxsgl.scheduling.placements import Placements
 from jaxsgl.scheduling.plan_builder import PlanBuilder
 from jaxsgl.scheduling.planner import Planner
@@ -25,6 +26,7 @@ from jaxsgl.scheduling.request import Request, Status
 from jaxsgl.scheduling.results import StepReader, TokenTexts, held_text, resume, row_output
 from jaxsgl.scheduling.settings import SchedulingSettings
 from jaxsgl.scheduling.shared_prefixes import PrefixSharing
+from jaxsgl.scheduling.step_costs import StepWork
 from jaxsgl.scheduling.waiting_queue import WaitingQueue
 from jaxsgl.step import StepLimits, StepPlan, StepResult
 
@@ -51,6 +53,7 @@ class Vocabulary:
 class _InFlight:
     plan: StepPlan
     requests: list[Request]
+    work: StepWork
 
 
 class Scheduler:
@@ -81,12 +84,14 @@ class Scheduler:
         self._waiting = WaitingQueue(make_policy(settings.policy, settings.seed), self._match_len)
         self._places = Placements(cache, limits.num_slots)
         self._sharing = PrefixSharing(limits.page_size, limits.pack_rows)
+        self._pace = None if settings.max_itl_s is None else Pace(settings.max_itl_s, limits)
         self._planner = Planner(
             cache,
             self._places,
             self._waiting,
             settings,
             page_size=limits.page_size,
+            pace=self._pace,
             retract=self._retract,
             admitted=self._count_admission,
         )
@@ -251,7 +256,7 @@ class Scheduler:
             return None
         plan = builder.build(self._next_step_id, self._sharing)
         self._next_step_id += 1
-        self._in_flight.append(_InFlight(plan, builder.requests))
+        self._in_flight.append(_InFlight(plan, builder.requests, builder.work))
         num_held = self._limits.num_pages - 1 - self._cache.num_free - self._cache.num_cached
         self._peak_pages_held = max(self._peak_pages_held, num_held)
         return plan
@@ -270,11 +275,16 @@ class Scheduler:
 
     # -- A step has run, or failed.
 
-    def apply(self, result: StepResult) -> None:
-        """Take the draws of the oldest dispatched step, and release what waited for it."""
+    def apply(self, result: StepResult, elapsed_s: float | None = None) -> None:
+        """Take the draws of the oldest dispatched step, and release what waited for it.
+
+        `elapsed_s` is how long it took, where the caller has a clock.
+        """
         flight = self._in_flight[0]
         if flight.plan.step_id != result.step_id:
             raise SchedulingError(f"step {result.step_id} applied before {flight.plan.step_id}")
+        if self._pace is not None and elapsed_s is not None and flight.plan.mode == "mixed":
+            self._pace.observe(flight.work, elapsed_s)
         reader = StepReader(flight.plan, result, self._texts)
         kv_len = flight.plan.kv_len.tolist()
         for row, request in enumerate(flight.requests):

@@ -20,4 +20,6 @@ class SchedulingSettings:
     preemption_threshold: int = 0
     """With the `priority` policy: by how much more urgent than a running request a waiting one
     must be, beyond being more urgent at all, to take its place."""
+    max_itl_s: float | None = None
+    """With `mixed_chunks`: what a step with decoding rows may take, see `pacing.Pace`."""
     seed: int = 0

@@ -82,6 +82,8 @@ def test_log_probabilities_of_an_answer_are_those_of_the_same_prompt(engine):
         ({"pages": 1}, ConfigError, "pages is not a setting"),
         ({"model_path": "/no/such/model"}, CheckpointError, "no such file or folder"),
         ({"mesh": "tp=0"}, StartError, "--mesh 'tp=0' is not understood"),
+        ({"max_itl_ms": 0}, StartError, "--max-itl-ms must be above 0"),
+        ({"max_itl_ms": 50, "mixed_chunk": False}, StartError, "--max-itl-ms needs prompts in"),
     ],
 )
 def test_an_engine_that_cannot_start_says_why(folder, settings, error, line):
