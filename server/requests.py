@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -208,15 +208,13 @@ def completion_prompts(prompt: str | list[str | int | list[int]]) -> list[TextPr
     """Raises InvalidRequest for a list of several kinds."""
     if isinstance(prompt, str):
         return [TextPrompt(prompt)]
-    texts = [item for item in prompt if isinstance(item, str)]
-    token_ids = [item for item in prompt if isinstance(item, int)]
-    id_lists = [item for item in prompt if isinstance(item, list)]
-    if len(texts) == len(prompt):
-        return [TextPrompt(text) for text in texts]
-    if len(token_ids) == len(prompt):
-        return [TokenPrompt(token_ids)]
-    if len(id_lists) == len(prompt):
-        return [TokenPrompt(ids) for ids in id_lists]
+    kinds = set(map(type, prompt))  # one look at each of what may be a hundred thousand ids
+    if kinds == {str}:
+        return [TextPrompt(text) for text in cast(list[str], prompt)]
+    if kinds == {int}:
+        return [TokenPrompt(cast(list[int], prompt))]
+    if kinds == {list}:
+        return [TokenPrompt(ids) for ids in cast(list[list[int]], prompt)]
     raise InvalidRequest(
         "prompt must hold only texts, only token ids or only lists of token ids", param="prompt"
     )

@@ -74,7 +74,9 @@ class TextActor(Actor[Prompt | Decode]):
 
     async def handle(self, message: Prompt | Decode) -> list[int] | str:
         if isinstance(message, TokenPrompt):
-            return encode_prompt(self.tokenizer, message)  # a look at each id, no more
+            # A look at each id, no more; but of many long prompts at once that is a long look.
+            await asyncio.sleep(0)
+            return encode_prompt(self.tokenizer, message)
         loop = asyncio.get_running_loop()
         if isinstance(message, Decode):
             return await loop.run_in_executor(self._threads, decode_ids, self.tokenizer, message)

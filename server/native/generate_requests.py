@@ -116,13 +116,14 @@ def _prompts(body: GenerateBody) -> list[Prompt]:
 
 def one_or_many(items: list[int | list[int]], param: str) -> tuple[list[int], list[list[int]]]:
     """The ids of one prompt, or those of several; one of the two is empty."""
-    ids = [item for item in items if isinstance(item, int)]
-    lists = [item for item in items if isinstance(item, list)]
-    if ids and lists:
+    kinds = set(map(type, items))
+    if len(kinds) > 1:
         raise InvalidRequest(f"{param} must hold only token ids or only lists of them", param=param)
-    if len(lists) > MAX_CHOICES:
+    if list not in kinds:
+        return cast(list[int], items), []
+    if len(items) > MAX_CHOICES:
         raise InvalidRequest(f"{param} has more than {MAX_CHOICES} entries", param=param)
-    return ids, lists
+    return [], cast(list[list[int]], items)
 
 
 def _for_each[T](param: str, value: T | list[T] | None, num_prompts: int, default: T) -> list[T]:

@@ -113,11 +113,18 @@ def test_missing_field_is_named() -> None:
         b'{"prompt":"a","n":1,"n":2}',
         b'{"prompt":"a","n":1,"\\u006e":2}',
         b'{"prompt":"a","metadata":{"k":"1","k":"2"}}',
+        b'{"prompt":[%s],"n":1,"n":2}' % b", ".join([b"7"] * 500),
+        b'{"prompt":[%s],"prompt":"a"}' % b", ".join([b"7"] * 500),
     ],
 )
 def test_repeated_keys(data: bytes) -> None:
     with pytest.raises(InvalidRequest, match="is repeated"):
         decode_json(data, COMPLETION_DECODER)
+
+
+def test_long_lists_of_ids_are_read() -> None:
+    ids = list(range(500))
+    assert decode_json(json.dumps({"prompt": ids}).encode(), COMPLETION_DECODER).prompt == ids
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
