@@ -23,6 +23,10 @@ from jax.experimental.pallas import triton as plt
 from pallas_kernels.online_softmax import HIDDEN
 
 LOG2_E = math.log2(math.e)
+MIN_HEAD_DIM = 16
+"""What tensor cores ask for."""
+MAX_HEAD_DIM = 256
+"""Beyond, a tile of keys and one of values do not fit a program's memory beside its queries."""
 
 
 class Partial(NamedTuple):
@@ -82,13 +86,13 @@ class Walk:
     ) -> Partial:
         """Attention of q [queries, head_dim] over a stretch of tiles.
 
-        k_ref and v_ref are one kv head's [tokens, head_dim].
+        k_ref and v_ref are one kv head's [tokens, head_dim], or narrower: see `padded_heads`.
         """
 
         def take_tile(tile: jax.Array, carry: tuple[Partial, jax.Array]) -> Any:
             seen, rows = carry
-            keys = k_ref[rows, :].astype(q.dtype)
-            values = v_ref[rows, :].astype(q.dtype)
+            keys = _load(k_ref, rows, q.shape[1]).astype(q.dtype)
+            values = _load(v_ref, rows, q.shape[1]).astype(q.dtype)
             # Looked up one tile ahead: the compiler then sees addresses of keys and values that
             # wait for no load of their own iteration, and spends all its stages on the data.
             rows = cache_rows(tile + 1)
@@ -118,6 +122,24 @@ class Walk:
             return products * (self.scale * LOG2_E)
         squashed = jnp.tanh(products * (self.scale / self.soft_cap))
         return squashed * (self.soft_cap * LOG2_E)
+
+
+def _load(ref: Any, rows: jax.Array, width: int) -> jax.Array:
+    """Rows of ref [tokens, head_dim], with zeros up to `width`."""
+    head_dim = ref.shape[1]
+    if head_dim == width:
+        return ref[rows, :]
+    entry = jnp.arange(width, dtype=jnp.int32)[None, :]
+    inside = jnp.broadcast_to(entry < head_dim, (rows.shape[0], width))
+    return plt.load(ref.at[rows[:, None], entry], mask=inside, other=jnp.zeros((), ref.dtype))
+
+
+def padded_heads(q: jax.Array) -> jax.Array:
+    """Queries [tokens, q_heads, head_dim] with zeros up to a power of two, which is what Triton
+    loads. Queries and outputs are padded in memory, keys and values only as they are loaded."""
+    head_dim = q.shape[-1]
+    padding = power_of_two_from(head_dim) - head_dim
+    return jnp.pad(q, ((0, 0), (0, 0), (0, padding))) if padding else q
 
 
 def result(seen: Partial) -> jax.Array:
@@ -151,11 +173,18 @@ def power_of_two_from(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def is_supported(head_dim: int) -> bool:
+    """Whether the Triton kernels take heads of that size."""
+    return MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM
+
+
 def check_supported(k_pages: jax.Array) -> None:
     """Raise ValueError for pages that the Triton kernels cannot address."""
     head_dim = k_pages.shape[3]
-    if head_dim < 16 or head_dim != power_of_two_from(head_dim):
-        raise ValueError(f"triton needs a head_dim of 16, 32, 64, ..., not {head_dim}")
+    if not is_supported(head_dim):
+        raise ValueError(
+            f"triton needs a head_dim from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}, not {head_dim}"
+        )
     # Offsets have 32 bits in arrays up to 4 GiB, and count elements.
     if k_pages.size > 2**31 and k_pages.size * k_pages.dtype.itemsize <= 2**32:
         raise ValueError(

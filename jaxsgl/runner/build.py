@@ -37,6 +37,7 @@ from jaxsgl.runner.weight_source import ModelSource, OtherWeights, choose_form
 from jaxsgl.step import StepLimits
 from pallas_kernels.paged_decode.api import SHARING
 from pallas_kernels.paged_decode.shared_prefixes import PACK_ROWS
+from pallas_kernels.paged_triton import MAX_HEAD_DIM, MIN_HEAD_DIM, is_supported
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +121,14 @@ def _take_room(mesh: Mesh, num_bytes: int) -> jax.Array:
 def choose_backend(config: EngineConfig, platform: Platform, model: ModelConfig) -> str:
     """The kernels to use for a model. Raises ConfigError for such as cannot be."""
     backend, head_dim = platform.backend(config, model.head_dim), model.head_dim
-    if backend != "triton" or (head_dim >= 16 and head_dim & (head_dim - 1) == 0):
+    if backend != "triton" or is_supported(head_dim):
         return backend
     if config.attention_backend == "auto":
         log.warning("heads of %d dimensions: attention by XLA, slower than by Triton", head_dim)
         return "xla"
     raise ConfigError(
-        f"--attention-backend triton needs heads of 16, 32, 64, ... dimensions, not {head_dim}"
+        f"--attention-backend triton needs heads of {MIN_HEAD_DIM} to {MAX_HEAD_DIM} dimensions, "
+        f"not {head_dim}"
     )
 
 

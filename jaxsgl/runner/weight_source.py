@@ -76,7 +76,8 @@ def choose_form(quantization: str | None, checkpoint: ModelSource | OrbaxCheckpo
     if stored is not None and quantization in (None, stored.method, _own_name(stored)):
         head = stored.scheme if stored.has_head else None
         max_group = stored.group_size if stored.group_size > 0 else GROUP_SIZES[0]
-        return WeightForm(quantized_family(family, stored.scheme, head, max_group), stored)
+        packed = quantized_family(family, stored.scheme, head, max_group, with_zeros=True)
+        return WeightForm(packed, stored)
     match quantization:
         case None | "none":
             return WeightForm(family, None)

@@ -66,7 +66,7 @@ def paged_decode(
     reads what is shared once per pack. It does not go with a window.
 
     Raises ValueError for shapes and dtypes that do not fit, for an unknown backend, and where
-    "triton" is asked for a head_dim that is no power of two, or "tpu" for one that 128 does not
+    "triton" is asked for a head_dim below 16 or above 256, or "tpu" for one that 128 does not
     divide.
     """
     check_pages(k_pages, v_pages)

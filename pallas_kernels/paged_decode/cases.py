@@ -63,6 +63,8 @@ CASES = (
     Case("a kv head per query head", (50, 7), q_heads=4, kv_heads=4, head_dim=32),
     Case("one kv head", (50, 7, 0), q_heads=8, kv_heads=1, head_dim=32),
     Case("eight kv heads of 128", (70, 20), q_heads=32, kv_heads=8, head_dim=128),
+    Case("heads of 24", (50, 7, 0), q_heads=4, kv_heads=2, head_dim=24),
+    Case("heads of 80, float8 pages", (70, 3), 16, 4, 2, 80, "bfloat16", "float8_e4m3fn"),
     Case("soft cap", (40, 150, 0), soft_cap=1.5),
     Case("window", (40, 150, 400, 0, 1), window=33),
     Case("window of one token", (5, 90), window=1),
@@ -80,6 +82,8 @@ LARGE_CASES = (
     Case("Llama 8B, float8 pages", (4096, 1024), 16, 32, 8, 128, "bfloat16", "float8_e4m3fn"),
     Case("Llama 8B, many rows", tuple(range(0, 600, 4)), 16, 32, 8, 128, "bfloat16"),
     Case("Qwen2 7B, bfloat16", (4096, 1024), 16, 28, 4, 128, "bfloat16"),
+    Case("Phi 3, bfloat16", (4096, 1024), 16, 32, 32, 96, "bfloat16"),
+    Case("Phi 3, float8 pages", (4096, 1024), 16, 32, 32, 96, "bfloat16", "float8_e4m3fn"),
     Case("heads of 256", (1500, 700), 64, 16, 8, 256, "bfloat16", soft_cap=30.0, window=900),
     Case("heads of 256, float32", (1500, 700), 1, 16, 8, 256),
 )
@@ -99,6 +103,7 @@ SHARED_CASES = (
     SharedCase(Case("pages of one token", tuple(range(40, 56)), page_size=1), (37,)),
     SharedCase(Case("pages of 64", (200,) * 16, page_size=64), (192,)),
     SharedCase(Case("seven heads a group", (90,) * 16, q_heads=14, kv_heads=2, head_dim=32), (80,)),
+    SharedCase(Case("heads of 24", (90,) * 16, q_heads=4, kv_heads=2, head_dim=24), (80,)),
     SharedCase(Case("soft cap", tuple(range(80, 96)), soft_cap=1.5), (80,)),
     SharedCase(Case("bfloat16", tuple(range(100, 116)), dtype="bfloat16"), (80,)),
     SharedCase(Case("float8 pages", (90,) * 16, dtype="bfloat16", kv_dtype="float8_e4m3fn"), (64,)),
@@ -110,6 +115,7 @@ LARGE_SHARED_CASES = (
         (0, 16, 31, 40, 48),
     ),
     SharedCase(Case("Qwen2 7B", tuple(range(1100, 1116)), 16, 28, 4, 128, "bfloat16"), (1088,)),
+    SharedCase(Case("Phi 3", tuple(range(1100, 1116)), 16, 32, 32, 96, "bfloat16"), (1088,)),
 )
 
 

@@ -29,6 +29,7 @@ from pallas_kernels.paged_triton import (
     check_supported,
     log_weight_of,
     one_head,
+    padded_heads,
     power_of_two_from,
     result,
 )
@@ -50,8 +51,10 @@ def paged_decode(
     tuning: Tuning | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `api.paged_decode`. head_dim must be a power of two."""
+    """See `api.paged_decode`."""
     check_supported(k_pages)
+    own_dim = q.shape[2]
+    q = padded_heads(q)
     rows, q_heads, head_dim = q.shape
     page_size, kv_heads = k_pages.shape[1:3]
     group = q_heads // kv_heads
@@ -102,7 +105,7 @@ def paged_decode(
         name="paged_decode",
     )(own_from, kv_len, page_table, q, as_tokens(k_pages), as_tokens(v_pages))
     if is_whole:
-        return outputs.reshape(q.shape)
+        return outputs.reshape(q.shape)[..., :own_dim]
     parts = [outputs, log_weights]
     if shared is not None:
         parts += attend_shared(
@@ -115,7 +118,7 @@ def paged_decode(
             soft_cap=soft_cap,
             interpret=interpret,
         )
-    return pl.pallas_call(
+    merged = pl.pallas_call(
         _merge,
         grid=(rows, q_heads),
         in_specs=[
@@ -134,6 +137,7 @@ def paged_decode(
         interpret=interpret,
         name="paged_decode_merge",
     )(kv_len, *parts)
+    return merged[..., :own_dim]
 
 
 def _attend(
@@ -151,7 +155,7 @@ def _attend(
     num_splits: int,
 ) -> None:
     """One split of a row and kv head: page_ref [max_pages], q_ref and out_ref [group, head_dim],
-    k_ref and v_ref [tokens, head_dim], log_weight_ref [group]."""
+    k_ref and v_ref [tokens, head_dim or narrower], log_weight_ref [group]."""
     kv_len = kv_len_ref[...]
     first = own_from_ref[...]
     if window is not None:

@@ -47,7 +47,7 @@ def attend_shared(
 ) -> tuple[jax.Array, jax.Array]:
     """Normalised outputs float32 [rows, q_heads, splits, head_dim] and the log2 of their weights
     [rows, q_heads, splits], HIDDEN for nothing; garbage for rows of no pack. Arguments as in
-    `api.paged_decode`."""
+    `api.paged_decode`, q is padded."""
     rows, q_heads, head_dim = q.shape
     page_size, kv_heads = k_pages.shape[1:3]
     group, packs = q_heads // kv_heads, len(shared.shared_len)
@@ -98,8 +98,8 @@ def _attend(
     num_splits: int,
 ) -> None:
     """One split of a pack's prefix and one kv head: pack_start_ref [packs + 1], page_ref [rows,
-    max_pages], q_ref and out_ref [rows, group, head_dim], k_ref and v_ref [tokens, head_dim],
-    log_weight_ref [rows, group]."""
+    max_pages], q_ref and out_ref [rows, group, head_dim], k_ref and v_ref [tokens, head_dim or
+    narrower], log_weight_ref [rows, group]."""
     pack, split = pl.program_id(0), pl.program_id(2)
     start = pack_start_ref[pack]
     count = pack_start_ref[pack + 1] - start

@@ -56,6 +56,8 @@ CASES = (
     Case("a kv head per query head", (9, 1), (50, 7), q_heads=4, kv_heads=4, head_dim=32),
     Case("one kv head", (9, 1), (50, 7), q_heads=8, kv_heads=1, head_dim=32),
     Case("eight kv heads of 128", (12,), (70,), q_heads=32, kv_heads=8, head_dim=128),
+    Case("heads of 24", (9, 1), (50, 7), padding=6, q_heads=4, kv_heads=2, head_dim=24),
+    Case("heads of 80, float8 pages", (9,), (70,), 0, 16, 4, 2, 80, "bfloat16", "float8_e4m3fn"),
     Case("soft cap", (30, 1), (150, 60), padding=1, soft_cap=1.5),
     Case("window", (80, 1, 30), (400, 150, 30), padding=17, window=33),
     Case("window of one token", (20,), (20,), window=1),
@@ -69,6 +71,8 @@ LARGE_CASES = (
     Case("Llama 8B, bfloat16", (200, 1, 55), (1200, 900, 55), 0, 16, 32, 8, 128, "bfloat16"),
     Case("Llama 8B, float8 pages", (200,), (900,), 56, 16, 32, 8, 128, "bfloat16", "float8_e4m3fn"),
     Case("Qwen2 7B, bfloat16", (200, 1, 55), (1200, 900, 55), 0, 16, 28, 4, 128, "bfloat16"),
+    Case("Phi 3, bfloat16", (200, 1, 55), (1200, 900, 55), 0, 16, 32, 32, 96, "bfloat16"),
+    Case("Phi 3, float8 pages", (200,), (900,), 56, 16, 32, 32, 96, "bfloat16", "float8_e4m3fn"),
     Case("heads of 256", (99,), (700,), 29, 64, 16, 8, 256, "bfloat16", None, 30.0, 300),
     Case("heads of 256, float32", (99,), (700,), 29, 1, 16, 8, 256),
 )

@@ -25,6 +25,7 @@ from pallas_kernels.paged_triton import (
     as_tokens,
     check_supported,
     one_head,
+    padded_heads,
     power_of_two_from,
     result,
 )
@@ -44,7 +45,9 @@ def paged_prefill(
     tuning: Tuning | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `api.paged_prefill`. head_dim must be a power of two."""
+    """See `api.paged_prefill`."""
+    own_dim = q.shape[2]
+    q = padded_heads(q)
     many = _many_tokens(
         q,
         k_pages,
@@ -72,7 +75,8 @@ def paged_prefill(
         interpret=interpret,
     )
     place = jnp.where(is_single, first, len(q))
-    return many.at[place].set(single, mode="drop", unique_indices=True)
+    out = many.at[place].set(single, mode="drop", unique_indices=True)
+    return out[..., :own_dim]
 
 
 def _many_tokens(
@@ -165,7 +169,7 @@ def _attend(
     tokens_each: int,
 ) -> None:
     """One tile and kv head: tile_ref [4], page_ref [rows, max_pages], q_ref and out_ref [tokens,
-    group, head_dim], k_ref and v_ref [tokens, head_dim]."""
+    group, head_dim], k_ref and v_ref [tokens, head_dim or narrower]."""
     row, start, count, start_position = (tile_ref[index] for index in range(4))
     group = q_ref.shape[1]
     padded_group = power_of_two_from(group)

@@ -36,12 +36,15 @@ def quant_matmul(
     The matrix is one of three kinds, by the type of `values`:
 
     - int8 [out, in]: row n is `values[n] * scales[n]`, scales float32 [out];
-    - float8_e4m3fn [out, in]: the same, and x is float8_e4m3fn, too;
+    - float8_e4m3fn [out, in]: the same. x may be float8_e4m3fn, too, for which libraries have
+      products;
     - uint8 [out, in / 2]: groups of g inputs, a power of two from 32 on, with scales float16
-      [out, in / g] and zeros uint8 [out, in / g] each. Byte j of a group holds input j in its low
-      and input j + g / 2 in its high half; an input's value is `(half - zero) * scale`.
+      [out, in / g] and zeros uint8 [out, in / g], which are 8 if left out. Byte j of a group holds
+      input j in its low and input j + g / 2 in its high half; an input's value is
+      `(half - zero) * scale`.
 
-    Sums are float32. Raises ValueError for shapes and dtypes that do not fit, and for an unknown
+    Sums are float32; where both are float8 they are rounded to `dtype` once more, before scales are
+    applied. Raises ValueError for shapes and dtypes that do not fit, and for an unknown
     backend.
     """
     num_inputs = x.shape[1]
@@ -51,9 +54,8 @@ def quant_matmul(
         group = num_inputs // max(groups, 1)
         _check("values", values, (outputs, num_inputs // 2), jnp.uint8)
         _check("scales", scales, (outputs, groups), jnp.float16)
-        if zeros is None:
-            raise ValueError("a matrix of 4 bits has zeros")
-        _check("zeros", zeros, (outputs, groups), jnp.uint8)
+        if zeros is not None:
+            _check("zeros", zeros, (outputs, groups), jnp.uint8)
         if group * groups != num_inputs or group < MIN_GROUP or group & (group - 1):
             raise ValueError(f"{groups} groups of {num_inputs} inputs are no power of two each")
     else:
@@ -63,7 +65,7 @@ def quant_matmul(
         _check("scales", scales, (outputs,), jnp.float32)
         if zeros is not None:
             raise ValueError("only a matrix of 4 bits has zeros")
-    if (x.dtype == FLOAT8) != (values.dtype == FLOAT8):
+    if x.dtype == FLOAT8 and values.dtype != FLOAT8:
         raise ValueError(f"x is {x.dtype} where values are {values.dtype}")
     return choose(backend, BACKENDS)(x, values, scales, zeros, dtype=jnp.dtype(dtype))
 

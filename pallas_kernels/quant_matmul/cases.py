@@ -21,10 +21,14 @@ class Case:
     outputs: int
     inputs: int
     group: int = 128
+    symmetric: bool = False
+    """Zeros are left out."""
+    wide_x: bool = False
+    """x is no float8 where values are."""
 
 
 class Inputs(NamedTuple):
-    """The arrays, in the order of `api.quant_matmul`; x is float32 but for float8."""
+    """The arrays, in the order of `api.quant_matmul`; x is float32 or float8."""
 
     x: NDArray[Any]
     values: NDArray[Any]
@@ -41,11 +45,13 @@ CASES = (
     Case("int4, an odd number of groups", "int4", 2, 32, 640),
     Case("int4, groups of 64", "int4", 5, 48, 576, group=64),
     Case("int4, groups of 32", "int4", 1, 32, 96, group=32),
+    Case("int4, no zeros", "int4", 2, 40, 640, symmetric=True),
     Case("int8, one token", "int8", 1, 64, 512),
     Case("int8, a batch", "int8", 20, 40, 576),
     Case("int8, few inputs", "int8", 3, 16, 96),
     Case("float8, one token", "float8", 1, 64, 512),
     Case("float8, a batch", "float8", 20, 40, 576),
+    Case("float8 times float32", "float8", 3, 40, 576, wide_x=True),
 )
 
 
@@ -57,9 +63,10 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
         groups = case.inputs // case.group
         values = rng.integers(0, 256, (case.outputs, case.inputs // 2), np.uint8)
         scales = rng.uniform(-0.1, 0.1, (case.outputs, groups)).astype(np.float16)
-        return Inputs(x, values, scales, rng.integers(0, 16, scales.shape, np.uint8))
+        zeros = None if case.symmetric else rng.integers(0, 16, scales.shape, np.uint8)
+        return Inputs(x, values, scales, zeros)
     scales = rng.uniform(0.001, 0.01, case.outputs).astype(np.float32)
     if case.kind == "int8":
         return Inputs(x, rng.integers(-128, 128, shape, np.int8), scales, None)
     values = (100 * rng.standard_normal(shape, np.float32)).astype(FLOAT8)
-    return Inputs(x.astype(FLOAT8), values, scales, None)
+    return Inputs(x if case.wide_x else x.astype(FLOAT8), values, scales, None)

@@ -20,7 +20,7 @@ def matrix(
     values: NDArray[np.generic], scales: NDArray[np.floating], zeros: NDArray[np.uint8] | None
 ) -> NDArray[np.float64]:
     """The matrix [out, in] that is stored."""
-    if zeros is None:
+    if scales.ndim == 1:
         return values.astype(np.float64) * scales.astype(np.float64)[:, None]
     outputs, groups = scales.shape
     half = values.shape[1] // groups
@@ -29,7 +29,8 @@ def matrix(
         for place in range(half):
             byte = values[:, group * half + place].astype(np.int64)
             low, high = byte % 16, byte // 16
-            scale, zero = scales[:, group].astype(np.float64), zeros[:, group].astype(np.int64)
+            scale = scales[:, group].astype(np.float64)
+            zero = 8 if zeros is None else zeros[:, group].astype(np.int64)
             stored[:, group * 2 * half + place] = (low - zero) * scale
             stored[:, group * 2 * half + half + place] = (high - zero) * scale
     return stored

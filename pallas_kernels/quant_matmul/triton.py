@@ -19,7 +19,8 @@ from jax.experimental.pallas import triton as plt
 
 MIN_DOT_ROWS = 16
 MAX_TILE_TOKENS = 64
-TILE_OUTPUTS = 32
+TILE_OUTPUTS = {8: 32, 4: 64}
+"""By bits. Every tile reads the tokens again, which costs more beside half the bytes."""
 BLOCK_INPUTS = 128
 ENOUGH_PROGRAMS = 400
 """Three for each multiprocessor of an H100."""
@@ -40,25 +41,29 @@ def quant_matmul(
 ) -> jax.Array:
     """See `api.quant_matmul`."""
     (tokens, num_inputs), outputs = x.shape, values.shape[0]
-    if zeros is None:
+    if scales.ndim == 1:
         block = _largest_power_of_two(num_inputs, BLOCK_INPUTS)
         matrix = [values]
-        tile = _eight_bit_tile
+        tile, tile_outputs = _eight_bit_tile, TILE_OUTPUTS[8]
     else:
         block = num_inputs // scales.shape[1]
-        matrix = [values, scales, zeros]
-        tile = _four_bit_tile
+        matrix = [values, scales] if zeros is None else [values, scales, zeros]
+        in_pairs = zeros is None and x.dtype == jnp.bfloat16 and not interpret
+        tile = functools.partial(_four_bit_tile, in_pairs=in_pairs)
+        tile_outputs = TILE_OUTPUTS[4]
     num_blocks = num_inputs // block
     tile_tokens = min(max(pl.next_power_of_2(tokens), MIN_DOT_ROWS), MAX_TILE_TOKENS)
-    tiles = pl.cdiv(outputs, TILE_OUTPUTS) * pl.cdiv(tokens, tile_tokens)
+    tiles = pl.cdiv(outputs, tile_outputs) * pl.cdiv(tokens, tile_tokens)
     splits = _num_splits(tiles, num_blocks)
 
     def whole(array: jax.Array) -> pl.BlockSpec:
         return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
 
     sums = pl.pallas_call(
-        functools.partial(tile, block=block, num_blocks=num_blocks, tile_tokens=tile_tokens),
-        grid=(pl.cdiv(outputs, TILE_OUTPUTS), pl.cdiv(tokens, tile_tokens), splits),
+        functools.partial(
+            tile, block=block, num_blocks=num_blocks, shape=(tile_tokens, tile_outputs)
+        ),
+        grid=(pl.cdiv(outputs, tile_outputs), pl.cdiv(tokens, tile_tokens), splits),
         in_specs=[whole(array) for array in (x, *matrix)],
         out_specs=pl.BlockSpec((None, tokens, outputs), lambda n, m, split: (split, 0, 0)),
         out_shape=jax.ShapeDtypeStruct((splits, tokens, outputs), jnp.float32),
@@ -67,7 +72,7 @@ def quant_matmul(
         name="quant_matmul",
     )(x, *matrix)
     product = sums[0] if splits == 1 else sums.sum(0)
-    return (product if zeros is not None else product * scales).astype(dtype)
+    return (product * scales if scales.ndim == 1 else product).astype(dtype)
 
 
 def _largest_power_of_two(size: int, limit: int) -> int:
@@ -86,10 +91,11 @@ def _num_splits(tiles: int, num_blocks: int) -> int:
     return splits
 
 
-def _places(tile_tokens: int, tokens: int, outputs: int) -> tuple[jax.Array, jax.Array]:
+def _places(shape: tuple[int, int], tokens: int, outputs: int) -> tuple[jax.Array, jax.Array]:
     """Tokens and outputs of this program; beyond the last, the last again: what is loaded is there,
     and what is stored twice is equal."""
-    output = pl.program_id(0) * TILE_OUTPUTS + jnp.arange(TILE_OUTPUTS, dtype=jnp.int32)
+    tile_tokens, tile_outputs = shape
+    output = pl.program_id(0) * tile_outputs + jnp.arange(tile_outputs, dtype=jnp.int32)
     token = pl.program_id(1) * tile_tokens + jnp.arange(tile_tokens, dtype=jnp.int32)
     return jnp.minimum(token, tokens - 1), jnp.minimum(output, outputs - 1)
 
@@ -108,10 +114,17 @@ def _dot(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def _eight_bit_tile(
-    x_ref: Any, values_ref: Any, out_ref: Any, *, block: int, num_blocks: int, tile_tokens: int
+    x_ref: Any,
+    values_ref: Any,
+    out_ref: Any,
+    *,
+    block: int,
+    num_blocks: int,
+    shape: tuple[int, int],
 ) -> None:
-    """x_ref [tokens, in], values_ref [out, in], out_ref [tokens, out] without scales."""
-    token, output = _places(tile_tokens, *out_ref.shape)
+    """x_ref [tokens, in], values_ref [out, in], out_ref [tokens, out] without scales; `shape` is
+    the tile's."""
+    token, output = _places(shape, *out_ref.shape)
     inside = jnp.arange(block, dtype=jnp.int32)
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
@@ -120,7 +133,7 @@ def _eight_bit_tile(
         x = plt.load(x_ref.at[token[:, None], place])
         return total + _dot(x, values.astype(x.dtype))
 
-    zero = jnp.zeros((tile_tokens, TILE_OUTPUTS), jnp.float32)
+    zero = jnp.zeros(shape, jnp.float32)
     total = lax.fori_loop(*_my_blocks(num_blocks), add, zero)
     plt.store(out_ref.at[token[:, None], output[None, :]], total)
 
@@ -129,31 +142,70 @@ def _four_bit_tile(
     x_ref: Any,
     values_ref: Any,
     scales_ref: Any,
-    zeros_ref: Any,
-    out_ref: Any,
-    *,
+    *refs: Any,
     block: int,
     num_blocks: int,
-    tile_tokens: int,
+    shape: tuple[int, int],
+    in_pairs: bool,
 ) -> None:
     """x_ref [tokens, in], values_ref [out, in / 2], scales_ref and zeros_ref [out, groups], out_ref
-    [tokens, out]; a block is a group."""
-    token, output = _places(tile_tokens, *out_ref.shape)
+    [tokens, out]; a block is a group. Without zeros_ref zeros are 8."""
+    *zeros_refs, out_ref = refs
+    token, output = _places(shape, *out_ref.shape)
     half = block // 2
     inside = jnp.arange(half, dtype=jnp.int32)
 
-    def add(group: jax.Array, total: jax.Array) -> jax.Array:
-        packed = plt.load(values_ref.at[output[:, None], (group * half + inside)[None, :]])
-        mine = (output, jnp.full_like(output, group))
-        scale = plt.load(scales_ref.at[mine]).astype(jnp.float32)
-        zero = plt.load(zeros_ref.at[mine]).astype(x_ref.dtype)[:, None]
-        part = jnp.zeros_like(total)
-        # Differences of small integers: exact in any dtype. Scales are applied to the sums.
-        for first, number in ((0, packed & 15), (half, packed >> 4)):
-            x = plt.load(x_ref.at[token[:, None], (group * block + first + inside)[None, :]])
-            part += _dot(x, number.astype(x.dtype) - zero)
-        return total + part * scale[None, :]
+    def scale_and_zero(group: jax.Array) -> tuple[jax.Array, ...]:
+        mine = (output, jnp.full_like(output, jnp.minimum(group, num_blocks - 1)))
+        return tuple(plt.load(ref.at[mine]) for ref in (scales_ref, *zeros_refs))
 
-    zero = jnp.zeros((tile_tokens, TILE_OUTPUTS), jnp.float32)
-    total = lax.fori_loop(*_my_blocks(num_blocks), add, zero)
+    def add(group: jax.Array, carry: Any) -> Any:
+        total, (scale, *zeros) = carry
+        packed = plt.load(values_ref.at[output[:, None], (group * half + inside)[None, :]])
+        # Loaded one group ahead: no product waits for them.
+        following = scale_and_zero(group + 1)
+        if in_pairs:
+            halves = _in_pairs(_LOW_PAIRS, packed), _in_pairs(_HIGH_PAIRS, packed)
+        else:
+            zero = zeros[0][:, None] if zeros else jnp.uint8(8)
+            # Differences of small integers: exact in any dtype.
+            halves = (
+                number.astype(x_ref.dtype) - zero.astype(x_ref.dtype)
+                for number in (packed & 15, packed >> 4)
+            )
+        part = jnp.zeros_like(total)
+        for first, matrix in zip((0, half), halves, strict=True):
+            x = plt.load(x_ref.at[token[:, None], (group * block + first + inside)[None, :]])
+            part += _dot(x, matrix)
+        # Scales are applied to the sums.
+        return total + part * scale.astype(jnp.float32)[None, :], following
+
+    begin, end = _my_blocks(num_blocks)
+    nothing = jnp.zeros(shape, jnp.float32)
+    total, _ = lax.fori_loop(begin, end, add, (nothing, scale_and_zero(begin)))
     plt.store(out_ref.at[token[:, None], output[None, :]], total)
+
+
+def _in_pairs(assembly: str, packed: jax.Array) -> jax.Array:
+    """One half of each byte less 8 in bfloat16, four bytes at a time: converted one by one, they
+    take more instructions than a GPU has time for while it reads them."""
+    like = jax.ShapeDtypeStruct(packed.shape, jnp.bfloat16)
+    [out] = plt.elementwise_inline_asm(
+        assembly, args=[packed], constraints="=r,=r,r", pack=4, result_shape_dtypes=[like]
+    )
+    return out
+
+
+# 0x4300 is 128 in bfloat16, and its lowest bits count ones: a half behind the byte 0x43 is 128 more
+# than itself, of which 136 (0x4308) are taken off.
+_PAIRS = """
+prmt.b32 $0, half, 0x43434343, 0x4140;
+prmt.b32 $1, half, 0x43434343, 0x4342;
+mov.b32 offset, 0x43084308;
+sub.rn.bf16x2 $0, $0, offset;
+sub.rn.bf16x2 $1, $1, offset;
+}"""
+_LOW_PAIRS = "{.reg .b32 half, offset;\nand.b32 half, $2, 0x0f0f0f0f;" + _PAIRS
+_HIGH_PAIRS = (
+    "{.reg .b32 half, offset;\nshr.u32 half, $2, 4;\nand.b32 half, half, 0x0f0f0f0f;" + _PAIRS
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -19,13 +20,14 @@ def quant_matmul(
     dtype: Any,
 ) -> jax.Array:
     """See `api.quant_matmul`. A matrix of 4 bits is first written out in x's dtype."""
-    if zeros is not None:
+    if scales.ndim == 2:
         matrix = unpacked(values, scales, zeros).astype(x.dtype)
         return jax.lax.dot_general(x, matrix, _LAST_AXES, preferred_element_type=dtype)
     if x.dtype == values.dtype:  # float8
-        product = jax.lax.platform_dependent(
-            x, values, cuda=_float8_product, default=_widened_product
-        )
+        # Of the result's type, or a GPU would write and read twice the bytes.
+        by_library = functools.partial(_float8_product, dtype=dtype)
+        widened = functools.partial(_widened_product, dtype=dtype)
+        product = jax.lax.platform_dependent(x, values, cuda=by_library, default=widened)
     else:
         product = jax.lax.dot_general(
             x, values.astype(x.dtype), _LAST_AXES, preferred_element_type=jnp.float32
@@ -33,20 +35,21 @@ def quant_matmul(
     return (product * scales).astype(dtype)
 
 
-def unpacked(values: jax.Array, scales: jax.Array, zeros: jax.Array) -> jax.Array:
+def unpacked(values: jax.Array, scales: jax.Array, zeros: jax.Array | None) -> jax.Array:
     """The float32 matrix [out, in] of packed values; see `api.quant_matmul`."""
     outputs, groups = scales.shape
     halves = values.reshape(outputs, groups, -1)
     numbers = jnp.concatenate([halves & 15, halves >> 4], axis=2).astype(jnp.float32)
-    centred = numbers - zeros.astype(jnp.float32)[:, :, None]
+    centred = numbers - (8 if zeros is None else zeros.astype(jnp.float32)[:, :, None])
     return (centred * scales.astype(jnp.float32)[:, :, None]).reshape(outputs, -1)
 
 
-def _float8_product(x: jax.Array, values: jax.Array) -> jax.Array:
+def _float8_product(x: jax.Array, values: jax.Array, *, dtype: Any) -> jax.Array:
     """For a library that has products of this kind."""
-    return jax.lax.dot_general(x, values, _LAST_AXES, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(x, values, _LAST_AXES, preferred_element_type=dtype)
 
 
-def _widened_product(x: jax.Array, values: jax.Array) -> jax.Array:
+def _widened_product(x: jax.Array, values: jax.Array, *, dtype: Any) -> jax.Array:
     """The same values in float32, which has room for their products."""
-    return jax.lax.dot_general(x.astype(jnp.float32), values.astype(jnp.float32), _LAST_AXES)
+    wide = x.astype(jnp.float32), values.astype(jnp.float32)
+    return jax.lax.dot_general(*wide, _LAST_AXES).astype(dtype)

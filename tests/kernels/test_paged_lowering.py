@@ -18,6 +18,7 @@ from pallas_kernels.paged_prefill.api import paged_prefill
 H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
 LLAMA_8B = (32, 8, 128)
 QWEN2_7B = (28, 4, 128)
+PHI3_MINI = (32, 32, 96)
 MAX_PAGES = 8192
 """Of 16 tokens: a context of 131,072."""
 
@@ -58,7 +59,9 @@ DTYPES = pytest.mark.parametrize(
     ],
     ids=["float32", "bfloat16", "float8"],
 )
-HEADS = pytest.mark.parametrize("heads", [LLAMA_8B, QWEN2_7B], ids=["llama", "qwen2"])
+HEADS = pytest.mark.parametrize(
+    "heads", [LLAMA_8B, QWEN2_7B, PHI3_MINI], ids=["llama", "qwen2", "phi3"]
+)
 
 
 @DTYPES

@@ -29,6 +29,8 @@ INTERPRETED = {
     "pages of one token",
     "pages longer than a block",
     "eight kv heads of 128",
+    "heads of 24",
+    "heads of 80, float8 pages",
     "window",
     "bfloat16, soft cap and window",
     "float8 pages",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pallas_kernels.quant_matmul import cases, reference
 from pallas_kernels.quant_matmul.api import quant_matmul
-from tests.kernels.op_suite import OnGpu, ids
+from tests.kernels.op_suite import OnGpu, ids, named
 from tests.kernels.test_paged_lowering import H100
 
 
@@ -62,8 +62,8 @@ class QuantMatmulSuite:
         assert out.dtype == jnp.float32 and out.shape == (case.tokens, case.outputs)
         assert_product(out, inputs, reference.quant_matmul(*inputs))
 
-    def test_bfloat16_is_rounded_once(self) -> None:
-        case = cases.CASES[1]
+    @named(cases.CASES, {"int4, a batch", "int4, no zeros"})
+    def test_bfloat16_is_rounded_once(self, case: cases.Case) -> None:
         inputs = cases.make_inputs(case)
         x = inputs.x.astype(jnp.bfloat16)
         inputs = inputs._replace(x=x)
@@ -154,16 +154,16 @@ def test_lowers_for_an_h100(kind: str, tokens: int) -> None:
 
 
 def test_bad_inputs_are_named() -> None:
+    of_kind = {case.kind: case for case in cases.CASES}
     four = [_array(each) for each in cases.make_inputs(cases.CASES[0])]
-    eight = [_array(each) for each in cases.make_inputs(cases.CASES[8])]
+    eight = [_array(each) for each in cases.make_inputs(of_kind["int8"])]
     assert four[2] is not None and eight[1] is not None and eight[0] is not None
     for arguments, problem in (
-        ([*four[:3], None], "has zeros"),
         ([*eight[:3], four[3]], "only a matrix of 4 bits"),
         ([*four[:2], four[2][:, :3], four[3]], "zeros must be uint8"),
         ([eight[0][:, 1:], *eight[1:]], "values must be int8"),
         ([eight[0], eight[1].astype(jnp.int16), *eight[2:]], "not int16"),
-        ([eight[0], eight[1].astype(jnp.float8_e4m3fn), *eight[2:]], "x is float32"),
+        ([eight[0].astype(jnp.float8_e4m3fn), *eight[1:]], "x is float8_e4m3fn where"),
     ):
         with pytest.raises(ValueError, match=problem):
             quant_matmul(*arguments, dtype=jnp.float32)

@@ -19,14 +19,19 @@ HEAD = "head"
 
 
 def quantized_family(
-    family: Any, scheme: Scheme | None, head: Scheme | None, max_group: int = GROUP_SIZES[0]
+    family: Any,
+    scheme: Scheme | None,
+    head: Scheme | None,
+    max_group: int = GROUP_SIZES[0],
+    with_zeros: bool = False,
 ) -> Any:
     """A `weights.ModelClass` of the same models with their matrices quantised; `head` is for the
-    output head, `max_group` bounds the inputs that share a scale with 4 bits. The embedding stays
-    as it is, also where it is the head."""
+    output head, `max_group` bounds the inputs that share a scale with 4 bits, and `with_zeros` is
+    for 4 bits that come with zeros of their own. The embedding stays as it is, also where it is the
+    head."""
     if scheme is None:
         return family
-    return functools.partial(_build, family, scheme, head, max_group)
+    return functools.partial(_build, family, scheme, head, max_group, with_zeros)
 
 
 def online_head(scheme: Scheme) -> Scheme:
@@ -39,6 +44,7 @@ def _build(
     scheme: Scheme,
     head: Scheme | None,
     max_group: int,
+    with_zeros: bool,
     config: ModelConfig,
     layout: Layout,
     dtype: DTypeLike,
@@ -49,7 +55,9 @@ def _build(
         num_outputs = weight.get_metadata("num_outputs")
         if num_outputs and wanted is not None:
             axes = weight.get_metadata("logical_axes")
-            matrix = abstract_matrix(weight.shape, axes, num_outputs, wanted, layout, max_group)
+            matrix = abstract_matrix(
+                weight.shape, axes, num_outputs, wanted, layout, max_group, with_zeros
+            )
             weight.set_value(matrix)  # pyright: ignore[reportArgumentType]
     return model
 

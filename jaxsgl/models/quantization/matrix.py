@@ -38,7 +38,7 @@ class QuantizedMatrix:
     scales: Any
     """float32 [out], or float16 [out, groups]."""
     zeros: Any
-    """uint8 [out, groups], with 4 bits only."""
+    """uint8 [out, groups], with 4 bits only; None if all are 8."""
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     num_outputs: int = dataclasses.field(metadata={"static": True})
     scheme: Scheme = dataclasses.field(metadata={"static": True})
@@ -54,7 +54,7 @@ class QuantizedMatrix:
     @property
     def group(self) -> int | None:
         """Inputs per scale; None if all share one."""
-        return None if self.zeros is None else self.size_2d[1] // self.scales.shape[1]
+        return None if self.scales.ndim == 1 else self.size_2d[1] // self.scales.shape[1]
 
     @property
     def num_bytes(self) -> int:
@@ -73,7 +73,7 @@ class QuantizedMatrix:
         """Where each part goes, in the place of the part. Inputs are the fastest axis of all."""
         output, inputs = self.axes
         both = self.layout.sharding(output, inputs)
-        per_output = both if self.zeros is not None else self.layout.sharding(output)
+        per_output = self.layout.sharding(output) if self.group is None else both
         zeros = None if self.zeros is None else both
         return dataclasses.replace(self, values=both, scales=per_output, zeros=zeros)
 
@@ -85,8 +85,10 @@ def abstract_matrix(
     scheme: Scheme,
     layout: Layout,
     max_group: int = GROUP_SIZES[0],
+    with_zeros: bool = False,
 ) -> QuantizedMatrix:
-    """Without values. Raises QuantizationError if its inputs make no groups on each device."""
+    """Without values. `with_zeros` is for 4 bits whose zeros are not all 8. Raises
+    QuantizationError if its inputs make no groups on each device."""
     spread = [axis for axis in (*axes[1:num_outputs], *axes[num_outputs + 1 :]) if axis]
     assert not any(layout.spec(axis)[0] for axis in spread), "only a first axis may be spread"
     outputs, inputs = math.prod(shape[:num_outputs]), math.prod(shape[num_outputs:])
@@ -100,7 +102,7 @@ def abstract_matrix(
         num_groups = inputs // group_size(inputs, layout.sharding(axes_2d[1]), max_group)
         values = jax.ShapeDtypeStruct((outputs, inputs // 2), jnp.uint8)
         scales = jax.ShapeDtypeStruct((outputs, num_groups), jnp.float16)
-        zeros = scales.update(dtype=jnp.uint8)
+        zeros = scales.update(dtype=jnp.uint8) if with_zeros else None
     return QuantizedMatrix(values, scales, zeros, shape, num_outputs, scheme, layout, axes_2d)
 
 

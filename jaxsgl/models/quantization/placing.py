@@ -27,7 +27,8 @@ def placed_codes(codes: NDArray[Any], target: QuantizedMatrix) -> QuantizedMatri
     else:
         values = packed(values, target.group)
         scales = flat["scale"][:, :: target.group].astype(np.float16)
-        zeros = np.ascontiguousarray(flat["zero"][:, :: target.group])
+        if target.zeros is not None:
+            zeros = np.ascontiguousarray(flat["zero"][:, :: target.group])
     places = target.shardings()
     parts = jax.device_put((values, scales, zeros), (places.values, places.scales, places.zeros))
     values, scales, zeros = jax.block_until_ready(parts)

@@ -13,6 +13,10 @@ from jaxsgl.models.quantization.matrix import QuantizedMatrix
 
 FLOAT8_MAX = 448.0
 INT8_MAX = 127.0
+FOUR_BIT_ZERO = 8
+"""What stands for zero in 4 bits where nothing else is said."""
+NUM_FACTORS = 16
+"""Scales that are tried for each row of a float8 matrix."""
 
 
 def quantize(values: Any, target: QuantizedMatrix) -> QuantizedMatrix:
@@ -23,24 +27,27 @@ def quantize(values: Any, target: QuantizedMatrix) -> QuantizedMatrix:
     shardings = target.shardings()
     parts = jax.jit(
         functools.partial(_rounded, scheme=target.scheme, group=target.group),
-        out_shardings=(shardings.values, shardings.scales, shardings.zeros),
+        out_shardings=(shardings.values, shardings.scales),
     )(placed)
-    values, scales, zeros = jax.block_until_ready(parts)
+    values, scales = jax.block_until_ready(parts)
+    zeros = None
+    if target.zeros is not None:
+        eights = functools.partial(jnp.full, target.zeros.shape, FOUR_BIT_ZERO, jnp.uint8)
+        zeros = jax.jit(eights, out_shardings=shardings.zeros)()
     return dataclasses.replace(target, values=values, scales=scales, zeros=zeros)
 
 
-def _rounded(
-    matrix: jax.Array, scheme: str, group: int | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def _rounded(matrix: jax.Array, scheme: str, group: int | None) -> tuple[jax.Array, jax.Array]:
+    """Values and scales."""
     matrix = matrix.astype(jnp.float32)
     match scheme:
         case "int8":
             scales = _scales(matrix, INT8_MAX)
             values = jnp.round(matrix / scales[:, None]).astype(jnp.int8)
-            return values, scales, None
+            return values, scales
         case "fp8":
-            values, scales = float8_rows(matrix)
-            return values, scales, None
+            scales = _scales(matrix, FLOAT8_MAX) * _best_factors(matrix)
+            return _float8(matrix, scales), scales
         case _:
             assert group is not None
             return _four_bits(matrix, group)
@@ -50,8 +57,27 @@ def float8_rows(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Rows in float8_e4m3fn and the float32 scale of each."""
     matrix = matrix.astype(jnp.float32)
     scales = _scales(matrix, FLOAT8_MAX)
-    scaled = jnp.clip(matrix / scales[:, None], -FLOAT8_MAX, FLOAT8_MAX)
-    return scaled.astype(jnp.float8_e4m3fn), scales
+    return _float8(matrix, scales), scales
+
+
+def _float8(rows: jax.Array, scales: jax.Array) -> jax.Array:
+    scaled = jnp.clip(rows / scales[:, None], -FLOAT8_MAX, FLOAT8_MAX)
+    return scaled.astype(jnp.float8_e4m3fn)
+
+
+def _best_factors(rows: jax.Array) -> jax.Array:
+    """By how much the scale of each row is to exceed the least possible, from 1 to 2, so that the
+    squares of what rounding to float8 changes sum to least. Steps double at powers of two: where
+    those fall among a row's values decides, and comes round at twice the scale."""
+    least = _scales(rows, FLOAT8_MAX)
+    factors = 2.0 ** (jnp.arange(NUM_FACTORS) / NUM_FACTORS)
+
+    def error(factor: jax.Array) -> jax.Array:
+        scales = least * factor
+        rounded = _float8(rows, scales).astype(jnp.float32) * scales[:, None]
+        return jnp.square(rounded - rows).sum(1)
+
+    return factors[jax.lax.map(error, factors).argmin(0)]
 
 
 def _scales(rows: jax.Array, largest: float) -> jax.Array:
@@ -60,7 +86,7 @@ def _scales(rows: jax.Array, largest: float) -> jax.Array:
     return jnp.where(peaks == 0, 1.0, peaks / largest)
 
 
-def _four_bits(matrix: jax.Array, group: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _four_bits(matrix: jax.Array, group: int) -> tuple[jax.Array, jax.Array]:
     """Symmetric, 8 being zero: the value of largest magnitude in each group becomes 0, so that all
     16 steps are in use (as in GGUF's Q4_0)."""
     grouped = matrix.reshape(len(matrix), -1, group)
@@ -69,7 +95,7 @@ def _four_bits(matrix: jax.Array, group: int) -> tuple[jax.Array, jax.Array, jax
     scales = (peaks / -8.0).astype(jnp.float16)
     # Of what is stored, not of what it was rounded from.
     used = jnp.where(scales == 0, 1.0, scales.astype(jnp.float32))[..., None]
-    numbers = jnp.clip(jnp.round(grouped / used) + 8, 0, 15).astype(jnp.uint8)
+    numbers = jnp.clip(jnp.round(grouped / used) + FOUR_BIT_ZERO, 0, 15).astype(jnp.uint8)
     low, high = jnp.split(numbers, 2, axis=-1)
     packed = (low | (high << 4)).reshape(len(matrix), -1)
-    return packed, scales, jnp.full(scales.shape, 8, jnp.uint8)
+    return packed, scales
