@@ -1,5 +1,5 @@
 """Compiles every program of a model for a device that is not there, and prints what became of each
-as JSON: `python -m tests.aot.compile_child h100|v5e|v6e TP DUMP_FOLDER`.
+as JSON: `python -m tests.aot.compile_child h100|v5e|v6e TP DUMP_FOLDER none|int8|fp8|int4`.
 
 A process of its own, because XLA reads its flags once.
 """
@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh
 
 from jaxsgl.models.llama import Llama
+from jaxsgl.models.quantization.family import online_head, quantized_family
 from jaxsgl.models.sharding import resolve_layout
 from jaxsgl.runner.buckets import Bucket
 from jaxsgl.runner.platform import PLATFORMS
@@ -96,13 +98,16 @@ def thunks(folder: Path, name: str) -> list[str]:
     return re.findall(r"^\d+: (k\w+)", path.read_text(), re.MULTILINE)
 
 
-def main(target: str, tp: int, folder: Path) -> None:
+def main(target: str, tp: int, folder: Path, scheme: Any) -> None:
     platform = PLATFORMS["gpu" if target == "h100" else "tpu"]
     told: dict[str, dict[str, object]] = {}
     with devices(target, tp) as found:
         mesh = Mesh(np.array(found), ("tp",))
         layout = resolve_layout(CONFIG, mesh, matrix_order=platform.matrix_order)
-        model = Llama(CONFIG, layout, jnp.bfloat16)
+        family = Llama
+        if scheme != "none":
+            family = quantized_family(Llama, scheme, online_head(scheme))
+        model = family(CONFIG, layout, jnp.bfloat16)
         backend = platform.backends[0]
         programs = Programs(model, CONFIG, layout, LIMITS, BUCKETS, jnp.bfloat16, platform, backend)
         for call in programs.calls():
@@ -112,6 +117,7 @@ def main(target: str, tp: int, folder: Path) -> None:
                 "kind": call.kind,
                 "in_place": memory.alias_size_in_bytes,
                 "largest_copy": largest_copy(compiled.as_text()),
+                "temporary": memory.temp_size_in_bytes,
                 "kernels": compiled.as_text().count(backend),
             }
             if target == "h100" and call.kind == "forward":
@@ -122,4 +128,4 @@ def main(target: str, tp: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     assert os.environ["JAX_PLATFORMS"] == "cpu"
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -13,25 +13,36 @@ import pytest
 from tests.aot.compile_child import largest_copy
 
 MIB = 2**20
-TARGETS = [("h100", 1), ("h100", 2), ("v5e", 1), ("v5e", 2), ("v6e", 1), ("v6e", 2)]
+TARGETS = [
+    *((target, tp, "none") for target in ("h100", "v5e", "v6e") for tp in (1, 2)),
+    *(("h100", 1, scheme) for scheme in ("int8", "fp8", "int4")),
+]
 COPY = "  %copy.1 = bf16[4097,16,4,128]{3,2,1,0} copy(%param.7)"
 
 pytestmark = pytest.mark.aot
 
 
-@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: f"{target[0]}-tp{target[1]}")
+@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: "{}-tp{}-{}".format(*target))
 def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    target, tp = request.param
+    target, tp, scheme = request.param
     folder = tmp_path_factory.mktemp(target)
-    command = [sys.executable, "-m", "tests.aot.compile_child", target, str(tp), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.aot.compile_child",
+        target,
+        str(tp),
+        str(folder),
+        scheme,
+    ]
     env = os.environ | {"XLA_FLAGS": f"--xla_dump_to={folder}"}
     ended = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=800, env=env
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
-    return json.loads(ended.stdout) | {"target": target, "tp": tp}
+    return json.loads(ended.stdout) | {"target": target, "tp": tp, "scheme": scheme}
 
 
 def of_kind(compiled: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -60,6 +71,14 @@ def test_a_step_is_one_command_buffer(compiled: dict[str, Any]) -> None:
         pytest.skip("there are none on a TPU")
     for name, told in of_kind(compiled, "forward").items():
         assert told["thunks"] == ["kCommandBuffer"], name
+
+
+def test_no_matrix_is_widened_in_memory(compiled: dict[str, Any]) -> None:
+    if compiled["scheme"] == "none":
+        pytest.skip("nothing to widen")
+    for name, told in of_kind(compiled, "forward").items():
+        if "decode" in name:
+            assert told["temporary"] < 16 * MIB, name  # the smallest matrix takes 32 in bfloat16
 
 
 def test_a_large_copy_is_noticed() -> None:
