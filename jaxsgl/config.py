@@ -309,6 +309,10 @@ class ServerConfig:
         "the same for the line that each HTTP request leaves; default: --log-level",
         choices=("debug", "info", "warning", "error"),
     )
+    enable_metrics: bool = option(
+        False,
+        "follow the latencies of each replica, show them at /metrics and let min-latency use them",
+    )
     metrics_prefix: str = option(
         "jaxsgl",
         "what the names at /metrics begin with; sglang gives the names and labels that SGLang's "

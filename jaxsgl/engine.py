@@ -253,6 +253,7 @@ def _build(
         vocab_size=checkpoint.config.vocab_size,
         context_len=context_len,
         eos_token_ids=tokenizer.eos_token_ids,
+        embedding_len=checkpoint.config.hidden_size,
         has_chat_template=tokenizer.has_chat_template,
         num_devices=mesh.size,
         mesh=",".join(f"{axis}={size}" for axis, size in mesh.shape.items()),

@@ -14,6 +14,8 @@ import msgspec
 MAX_TOP_LOGPROBS = 20
 """Most alternatives per position that a request may ask for (OpenAI's limit)."""
 MAX_ALLOWED_IDS = 1 << 18
+MIN_REPETITION_PENALTY = 1e-6
+"""Logits are divided by it, and stay finite."""
 
 
 class LarkGrammar(msgspec.Struct, frozen=True, tag="lark"):
@@ -107,6 +109,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs_from: int = 0
     """The first prompt token whose log-probability is wanted. Those before it have none, and need
     not be computed again if they are cached."""
+    embedding: bool = False
+    """With `max_tokens` 0: the answer is the hidden state of the prompt's last token."""
     grammar: GrammarSpec | None = None
     """The form of the answer. It ends where the grammar leaves nothing to add, whatever
     `min_tokens` and `ignore_eos` say; it can be cut short by `max_tokens`, `stop` and
@@ -213,6 +217,9 @@ class Delta(msgspec.Struct, frozen=True):
     """Given once, with the first delta, when it was asked for."""
     weight_version: str | None = None
     """With `finish`: `ModelInfo.weight_version` of the step that ended the answer."""
+    embedding: bytes | None = None
+    """With `finish`, if it was asked for: the hidden state of the prompt's last token after the
+    model's last norm, scaled to length 1, as float32 in the machine's byte order."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +229,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     context_len: int
     eos_token_ids: tuple[int, ...]
+    embedding_len: int = 0
+    """Numbers in an embedding: the model's hidden size."""
     has_chat_template: bool
     num_devices: int
     mesh: str
@@ -382,6 +391,15 @@ PauseMode = Literal["abort", "in_place", "retract"]
 later."""
 
 
+class ReplicaLatency(msgspec.Struct, frozen=True, kw_only=True):
+    """What the clients of a replica waited lately, in seconds; None before the first."""
+
+    excess_ttft_s: float | None
+    """To the first token, beyond what computing the uncached prompt takes."""
+    inter_token_s: float | None
+    """Per token after it."""
+
+
 class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """One replica as the front sees it."""
 
@@ -401,6 +419,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """Uncached prompt tokens of those of them that have no answer yet."""
     stats: EngineStats
     """As it reported last."""
+    latency: ReplicaLatency | None = None
+    """None unless latencies are followed."""
 
 
 class EngineError(Exception):
@@ -609,8 +629,10 @@ def check_sampling(sampling: SamplingParams) -> None:
     ):
         if not -2.0 <= value <= 2.0:
             raise bad(param, "must be between -2 and 2")
-    if not 0.0 < s.repetition_penalty <= 2.0:
-        raise bad("repetition_penalty", "must be above 0 and at most 2")
+    if not MIN_REPETITION_PENALTY <= s.repetition_penalty <= 2.0:
+        raise bad("repetition_penalty", f"must be between {MIN_REPETITION_PENALTY} and 2")
+    if s.embedding and (s.max_tokens != 0 or s.is_constrained):
+        raise bad("embedding", "needs max_tokens 0, and no grammar")
     if s.strict_complete and s.grammar is None:
         raise bad("strict_complete", "needs a grammar")
     if s.strict_complete and (s.allowed_token_ids is not None or s.bad_words or s.grammar_after):

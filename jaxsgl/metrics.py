@@ -28,6 +28,7 @@ from jaxsgl.interface import (
     EngineError,
     EngineStats,
     Finish,
+    ReplicaLatency,
     ReplicaReport,
     TimeHistogram,
 )
@@ -263,6 +264,19 @@ _REPLICA_GAUGES: tuple[tuple[str, str, Callable[[ReplicaReport], float]], ...] =
     ("replica_cached_pages", "Its KV pages of the cache alone", lambda r: r.stats.pages_cached),
 )
 
+_REPLICA_LATENCIES: tuple[tuple[str, str, Callable[[ReplicaLatency], float | None]], ...] = (
+    (
+        "replica_excess_ttft_seconds",
+        "To the first token beyond the computing of the prompt, lately",
+        lambda latency: latency.excess_ttft_s,
+    ),
+    (
+        "replica_inter_token_seconds",
+        "Per token after the first, lately",
+        lambda latency: latency.inter_token_s,
+    ),
+)
+
 _REPLICA_COUNTERS: tuple[tuple[str, str, Callable[[ReplicaReport], float]], ...] = (
     ("replica_starts", "Times it was started", lambda r: r.epoch + 1),
     ("replica_prompt_tokens", "Prompt tokens since its start", lambda r: r.stats.prompt_tokens),
@@ -292,3 +306,11 @@ class _ReplicaCollector(Collector):
                 for report in reports:
                     family.add_metric([str(report.replica_id)], value(report))
                 yield family
+        followed = [(str(r.replica_id), r.latency) for r in reports if r.latency is not None]
+        for name, text, read in _REPLICA_LATENCIES if followed else ():
+            family = GaugeMetricFamily(self._prefix + name, text, labels=["replica"])
+            for replica, latency in followed:
+                seconds = read(latency)
+                if seconds is not None:
+                    family.add_metric([replica], seconds)
+            yield family

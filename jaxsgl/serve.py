@@ -6,6 +6,7 @@ Turns signals into an orderly end. It imports no jax: models run in replica proc
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ipaddress
 import logging
 import os
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m jaxsgl.serve") ->
     0 after SIGTERM or SIGINT, 2 if the settings or the model cannot be used, 1 if the engine failed
     beyond repair.
     """
+    _open_standard_streams()
     try:
         configs = parse_command_line(
             sys.argv[1:] if argv is None else argv,
@@ -82,8 +84,9 @@ async def serve(
 ) -> int:
     """Start everything in order, wait for the end, stop everything in reverse."""
     # Cheap refusals first: a taken port or a bad file is told before any weights are read.
+    _check_policy(replicas_config, server_config)
     tls = tls_context(server_config)
-    _allow_open_files(server_config.max_connections)
+    server_config = _with_open_files(server_config)
     with bind_socket(server_config.host, server_config.port) as sock:
         _warn_if_open(server_config, sock)
         signals = _Signals()
@@ -107,6 +110,7 @@ async def serve(
                 HealthLimits(engine_config.step_timeout_s, replicas_config.health_check_interval),
                 server_config.drain_timeout_s,
             ),
+            follows_latency=server_config.enable_metrics,
             max_unhealthy=replicas_config.max_unhealthy_gpus,
             device_kind=fleet.device_kind,
             on_progress=progress.show,
@@ -159,19 +163,50 @@ async def _run(
     return exit_code
 
 
+def _check_policy(replicas_config: ReplicasConfig, server_config: ServerConfig) -> None:
+    """Raises ConfigError."""
+    policy = replicas_config.load_balancing_policy
+    if policy == "min-latency" and not server_config.enable_metrics:
+        raise ConfigError(f"--load-balancing-policy {policy} needs --enable-metrics")
+
+
 def _log_settings(config: ServerConfig) -> LogSettings:
     return LogSettings(config.log_level, config.log_format)
 
 
-def _allow_open_files(num_connections: int) -> None:
-    """Each connection is an open file, and the usual soft limit is 1,024."""
+def _open_standard_streams() -> None:
+    """What is written to one that was closed before the start goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+
+
+def _say(text: str) -> None:
+    """Print to standard output, if anybody reads it."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What was not written would be tried again at the exit, and make that a failure.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _with_open_files(config: ServerConfig) -> ServerConfig:
+    """Each connection is an open file, and the usual soft limit is 1,024: raise it, or take so many
+    connections that those beyond them can still be told so."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_connections + OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if allowed < wanted:
-            log.warning("only %d files may be open: fewer connections than asked for", allowed)
+    wanted = config.max_connections + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return config
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed == wanted:
+        return config
+    num_connections = max(allowed // 2, allowed - OTHER_FILES)
+    log.warning("only %d files may be open: at most %d connections", allowed, num_connections)
+    return dataclasses.replace(config, max_connections=num_connections)
 
 
 def _warn_if_open(config: ServerConfig, sock: socket.socket) -> None:
@@ -192,12 +227,11 @@ def _announce(pool: ReplicaPool, config: ServerConfig, sock: socket.socket) -> N
     for note in pool.notes:
         log.info("%s", note)
     chat = '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
-    sys.stdout.write(
+    _say(
         f"jaxsgl ready at {url} ({model.name}, mesh {model.mesh}, {model.platform}), "
         f"attention backend {model.attention_backend}\n"
         f"try: curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{chat}'\n"
     )
-    sys.stdout.flush()
 
 
 class _Signals:

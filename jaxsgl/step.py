@@ -158,6 +158,8 @@ class StepPlan:
     num_top_logprobs: int | None = None
     """None: the host wants no log-probabilities; otherwise alternatives per position that some row
     wants."""
+    wants_hidden: bool = False
+    """Whether the host wants the hidden states; in "mixed" steps alone."""
     constrained: tuple[ConstrainedDraw, ...] = ()
     """The draws that must wait for a mask. Their masks are no part of the plan: they depend on
     draws of the step before, and come beside it."""
@@ -189,6 +191,9 @@ class StepResult:
     skipped: NDArray[np.bool_] | None = None
     """[logits]: where no token was drawn because its mask was late or is not needed any more; None
     if there is no such place. The slot's sampling state is as it was."""
+    hidden: NDArray[np.float32] | None = None
+    """[logits, embed]: what the logits are made of, the hidden states after the last norm, where
+    the plan asked for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from server.access import Keys
 from server.admin_routes import admin_routes
 from server.anthropic_routes import anthropic_routes
 from server.context import CONTEXT, ServerContext
+from server.embedding_routes import embedding_routes
 from server.grammar_routes import grammar_routes
 from server.json_body import MAX_BODY_BYTES
 from server.loop_lag import watch_loop_lag
@@ -64,6 +65,7 @@ def all_routes() -> list[Route]:
     """Every route of the application."""
     routes = [
         *openai_routes(),
+        *embedding_routes(),
         *responses_routes(),
         *anthropic_routes(),
         *grammar_routes(),

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from jaxsgl.interface import Delta, EngineError, GenerateRequest
+from jaxsgl.interface import Delta, EngineError, GenerateRequest, InvalidRequest
 from server.context import ServerContext
 from server.request_log import RequestLog
 
@@ -21,12 +21,13 @@ async def answer_deltas(
 ) -> AsyncGenerator[IndexedDelta, None]:
     """Yield (index of the request, delta) as deltas come, until every request has had its last.
 
-    The requests share cached prefixes with others of the same `tenant` alone.
+    The requests share cached prefixes with others of the same `tenant` alone, and their ids too
+    are his: the same id may be in use elsewhere.
 
     Raises the EngineError of the first request that is refused or fails. However it ends, closing
     included, the requests that still run are aborted.
     """
-    streams = [_observed(context, _of_tenant(request, tenant)) for request in requests]
+    streams = [_observed(context, request, tenant) for request in requests]
     if len(streams) == 1:
         async with aclosing(streams[0]) as stream:
             async for delta in stream:
@@ -59,18 +60,28 @@ async def _merged(
             await stream.aclose()
 
 
+def engine_id(request_id: str, tenant: str) -> str:
+    """What the engine calls a tenant's request. The name of the tenant stands for all of them."""
+    return f"{tenant}-{request_id}" if tenant else request_id
+
+
 def _of_tenant(request: GenerateRequest, tenant: str) -> GenerateRequest:
-    """No salt that a client chooses leads into the namespace of another tenant: names of tenants
-    are of equal length."""
+    """No salt or id that a client chooses leads to what is another tenant's: names of tenants are
+    of equal length."""
     if not tenant:
         return request
-    return msgspec.structs.replace(request, cache_namespace=f"{tenant}/{request.cache_namespace}")
+    return msgspec.structs.replace(
+        request,
+        request_id=engine_id(request.request_id, tenant),
+        cache_namespace=f"{tenant}/{request.cache_namespace}",
+    )
 
 
 async def _observed(
-    context: ServerContext, request: GenerateRequest
+    context: ServerContext, request: GenerateRequest, tenant: str
 ) -> AsyncGenerator[Delta, None]:
-    """`engine.generate(request)`, its timing and its one end told to metrics and log."""
+    """`engine.generate` of the tenant's request, its timing and its one end told to metrics and
+    log."""
     metrics, config = context.metrics, context.config
     log = RequestLog(config.log_requests_level, request) if config.log_requests else None
     started = time.perf_counter()
@@ -78,7 +89,7 @@ async def _observed(
     counted = False
     how = "disconnected"
     try:
-        async with aclosing(context.engine.generate(request)) as deltas:
+        async with aclosing(context.engine.generate(_of_tenant(request, tenant))) as deltas:
             async for delta in deltas:
                 now = time.perf_counter()
                 if log is not None:
@@ -96,6 +107,9 @@ async def _observed(
         if not counted:
             raise EngineError("The engine ended the answer without a reason")
     except Exception as error:
+        if isinstance(error, InvalidRequest) and error.param == "request_id":
+            message = f"request id {request.request_id!r} is in use"
+            error = InvalidRequest(message, param="rid")
         if isinstance(error, EngineError) and error.status < 500:
             metrics.request_refused()
             how = "refused"
@@ -103,7 +117,7 @@ async def _observed(
             metrics.request_failed()
             how = "error"
         counted = True
-        raise
+        raise error
     finally:
         if not counted:
             metrics.request_disconnected()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from itertools import accumulate
 from typing import Any, cast
 
 import msgspec
@@ -15,6 +16,10 @@ from server.context import CONTEXT
 from server.errors import RequestRefused
 
 MAX_BODY_BYTES = 1 << 20
+QUICK_BYTES = 32 << 10
+"""Larger bodies are decoded beside the event loop."""
+MAX_DEPTH = 128
+"""Objects and lists within each other. What looks into a body may recurse."""
 BODY_TIMEOUT_S = 30.0
 """A client gets this long to send its body."""
 
@@ -45,7 +50,9 @@ async def read_json[T](
     except web.HTTPRequestEntityTooLarge:
         raise too_large from None
     ignore_unknown = request.app[CONTEXT].config.ignore_unknown_fields
-    return decode_json(data, decoder, ignore_unknown=ignore_unknown)
+    if len(data) <= QUICK_BYTES:
+        return decode_json(data, decoder, ignore_unknown=ignore_unknown)
+    return await asyncio.to_thread(decode_json, data, decoder, ignore_unknown=ignore_unknown)
 
 
 def decode_json[T](
@@ -56,6 +63,7 @@ def decode_json[T](
     `ignore_unknown` drops fields that the object does not have. Raises InvalidRequest, with the
     path of the offending field as `param` where there is one.
     """
+    _check_depth(data)
     try:
         decoded = _decode_known(data, decoder) if ignore_unknown else decoder.decode(data)
         # msgspec lets the last of equal keys win; two readings of one body are refused instead.
@@ -68,6 +76,20 @@ def decode_json[T](
         raise InvalidRequest("The body is nested too deeply") from None
     return decoded
 
+
+def _check_depth(data: bytes) -> None:
+    """Before anything reads it. Brackets in texts do not count."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    brackets = _TEXT.sub(b"", data).translate(None, _NO_BRACKETS)
+    steps = map(_STEPS.__getitem__, brackets)
+    if max(accumulate(steps), default=0) > MAX_DEPTH:
+        raise InvalidRequest("The body is nested too deeply")
+
+
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # also one without an end: linear
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = dict(zip(b"[]{}", (1, -1, 1, -1), strict=True))
 
 MAX_UNKNOWN_FIELDS = 64
 

@@ -13,7 +13,12 @@ from server.context import CONTEXT, ready_engine
 from server.json_body import read_json
 from server.replies import UsageMeter
 from server.replying import json_response
-from server.requests import check_model_name, completion_prompts, completion_requests
+from server.requests import (
+    check_choices,
+    check_model_name,
+    completion_prompts,
+    completion_requests,
+)
 from server.route import GENERATION_ERRORS, Route
 from server.schema import CHAT_DECODER, COMPLETION_DECODER
 
@@ -73,6 +78,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     prompts = completion_prompts(body.prompt)
     echoes: list[Echo] = []
     if body.echo:
+        check_choices((body.best_of or body.n or 1) * len(prompts))  # before so many are encoded
         echoes = [await _echo(engine, prompt) for prompt in prompts]
         prompts = [TokenPrompt(echo.token_ids) for echo in echoes]
     requests = completion_requests(body, head.reply_id, engine.model, prompts)

@@ -47,7 +47,11 @@ async def reply_whole(request: web.Request, generation: Generation) -> web.Strea
             raise_if_error(delta.finish)
             generation.reply_format.add(index, delta)
             generation.usage.update(index, delta.usage)
-    body = generation.reply_format.whole(generation.usage.total())
+    return await whole_response(request, generation.reply_format.whole(generation.usage.total()))
+
+
+async def whole_response(request: web.Request, body: bytes) -> web.StreamResponse:
+    """Send a JSON body that may be large to a client that may be slow."""
     response = web.Response(body=body, content_type="application/json")
     await response.prepare(request)
     timeout_s = request.app[CONTEXT].config.stream_write_timeout_s

@@ -204,19 +204,21 @@ def check_token_ids(param: str, token_ids: Iterable[int], model: ModelInfo) -> N
             )
 
 
-def completion_prompts(prompt: str | list[str | int | list[int]]) -> list[TextPrompt | TokenPrompt]:
-    """Raises InvalidRequest for a list of several kinds."""
+def completion_prompts(
+    prompt: str | list[str | int | list[int]], param: str = "prompt"
+) -> list[TextPrompt | TokenPrompt]:
+    """Raises InvalidRequest for a list of several kinds; `param` is the field that holds it."""
     if isinstance(prompt, str):
         return [TextPrompt(prompt)]
     kinds = set(map(type, prompt))  # one look at each of what may be a hundred thousand ids
     if kinds == {str}:
         return [TextPrompt(text) for text in cast(list[str], prompt)]
     if kinds == {int}:
-        return [TokenPrompt(cast(list[int], prompt))]
+        return [TokenPrompt(cast(list[int], prompt), param)]
     if kinds == {list}:
-        return [TokenPrompt(ids) for ids in cast(list[list[int]], prompt)]
+        return [TokenPrompt(ids, param) for ids in cast(list[list[int]], prompt)]
     raise InvalidRequest(
-        "prompt must hold only texts, only token ids or only lists of token ids", param="prompt"
+        f"{param} must hold only texts, only token ids or only lists of token ids", param=param
     )
 
 
@@ -227,8 +229,7 @@ def _fan_out(
     sampling: SamplingParams,
     n: int,
 ) -> list[GenerateRequest]:
-    if n * len(prompts) > MAX_CHOICES:
-        raise InvalidRequest(f"n times the number of prompts exceeds {MAX_CHOICES}", param="n")
+    check_choices(n * len(prompts))
     per_choice = [nth_choice(sampling, choice) for choice in range(n)]
     return [
         GenerateRequest(
@@ -242,6 +243,12 @@ def _fan_out(
         for i, prompt in enumerate(prompts)
         for choice in range(n)
     ]
+
+
+def check_choices(num_choices: int) -> None:
+    """Raises InvalidRequest if that is more than one HTTP request may ask for."""
+    if num_choices > MAX_CHOICES:
+        raise InvalidRequest(f"n times the number of prompts exceeds {MAX_CHOICES}", param="n")
 
 
 def nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:

@@ -4,6 +4,8 @@ In place of keys and values a page stores, per token, a hash of the whole sequen
 A row's next token is a function of the hash at its last position, so a page that was overwritten,
 freed too early or shared with a different prefix changes the answer. `expected_tokens` gives the
 answer of an undisturbed request.
+
+The hidden state at a position is `hidden_state` of the hash there.
 """
 
 from __future__ import annotations
@@ -51,6 +53,23 @@ def extend_hash(prefix_hash: int, token_id: int) -> int:
 
 def draw(prefix_hash: int, seed: int) -> int:
     return zlib.crc32(seed.to_bytes(8, "little", signed=True), prefix_hash) % VOCAB_SIZE
+
+
+HIDDEN_LEN = 4
+
+
+def hidden_state(prefix_hash: int) -> NDArray[np.float32]:
+    """One number per byte of the hash, and none of them is 0."""
+    return np.array([1 + byte for byte in prefix_hash.to_bytes(HIDDEN_LEN)], np.float32)
+
+
+def expected_embedding(prompt: Sequence[int]) -> list[float]:
+    """Of length 1."""
+    prefix_hash = 0
+    for token_id in prompt:
+        prefix_hash = extend_hash(prefix_hash, token_id)
+    hidden = hidden_state(prefix_hash)
+    return (hidden / np.linalg.norm(hidden)).tolist()
 
 
 def expected_tokens(
@@ -175,11 +194,13 @@ class FakeRunner:
         filled = None if masks is None else masks.fill(bits, lambda: True)
         drawn: list[int] = []
         valid: list[bool] = []
+        hidden: list[NDArray[np.float32]] = []
         for row, slot in enumerate(plan.slot.tolist()):
             hashes = self._run_row(plan, row, slot)
             for k in range(plan.logit_start[row], plan.logit_start[row + 1]):
                 at = int(plan.logit_idx[k] - plan.q_start[row])
                 target = int(plan.logit_target[k])
+                hidden.append(hidden_state(hashes[at]))
                 skips = filled is not None and filled.skipped[k]
                 drawn.append(draw(hashes[at], self._seed[slot]) if target == SAMPLE else target)
                 if filled is not None and filled.mask_row[k] >= 0:
@@ -191,6 +212,8 @@ class FakeRunner:
                 if target == SAMPLE and not skips:
                     self._last_token[slot] = drawn[-1]
         result = self._result(plan, drawn, valid)
+        if plan.wants_hidden:
+            result = dataclasses.replace(result, hidden=np.stack(hidden))
         if filled is not None and filled.skipped.any():
             result = dataclasses.replace(result, skipped=filled.skipped)
         return FakePendingStep(result)
@@ -258,4 +281,5 @@ class FakeRunner:
         assert all(first < second for first, second in pairwise(logit_idx))
         if plan.mode != "mixed":
             assert max(num_new) == 1 and set(plan.logit_target.tolist()) == {SAMPLE}
+            assert not plan.wants_hidden
             assert len(plan.logit_idx) == plan.num_rows

@@ -13,7 +13,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jaxsgl.actors.times import TimeMeter
 from jaxsgl.config import ConfigError
-from jaxsgl.interface import EngineStats, Finish, InvalidGrammar, QueueFull, TimeHistogram
+from jaxsgl.interface import (
+    EngineStats,
+    Finish,
+    InvalidGrammar,
+    QueueFull,
+    ReplicaLatency,
+    ReplicaReport,
+    TimeHistogram,
+)
 from jaxsgl.metrics import Metrics
 
 DASHBOARD = Path(__file__).parents[1] / "docs/grafana-dashboard.json"
@@ -156,6 +164,33 @@ def test_a_prefix_of_ones_own() -> None:
 def test_a_prefix_that_no_name_may_have(prefix: str) -> None:
     with pytest.raises(ConfigError, match="--metrics-prefix"):
         Metrics(prefix)
+
+
+def test_latencies_of_replicas_that_are_followed() -> None:
+    def report(replica_id: int, latency: ReplicaLatency | None) -> ReplicaReport:
+        return ReplicaReport(
+            replica_id=replica_id,
+            state="ready",
+            epoch=0,
+            devices=("0",),
+            weight=1.0,
+            num_in_flight=0,
+            backlog_tokens=0,
+            stats=EngineStats(),
+            latency=latency,
+        )
+
+    reports = [report(0, None)]
+    metrics = Metrics()
+    metrics.watch_replicas(lambda: reports)
+    names = ("jaxsgl_replica_excess_ttft_seconds", "jaxsgl_replica_inter_token_seconds")
+    assert not set(names) & {name for name, _ in samples(metrics)}
+    reports = [
+        report(0, ReplicaLatency(excess_ttft_s=0.5, inter_token_s=None)),
+        report(1, ReplicaLatency(excess_ttft_s=None, inter_token_s=0.25)),
+    ]
+    found = {key: value for key, value in samples(metrics).items() if key[0] in names}
+    assert found == {(names[0], "0"): 0.5, (names[1], "1"): 0.25}
 
 
 def test_every_query_of_the_dashboard_names_a_metric_that_exists() -> None:

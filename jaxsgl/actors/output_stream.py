@@ -77,4 +77,5 @@ def merge_rows(rows: list[RowOutput]) -> RowOutput:
             (row.prompt_logprobs for row in rows if row.prompt_logprobs is not None), None
         ),
         weight_version=last.weight_version,
+        embedding=last.embedding,
     )

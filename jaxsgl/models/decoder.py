@@ -140,6 +140,13 @@ class Decoder(Model):
         In "decode" every row has one token and wants its logits; `batch.logit_idx` may repeat the
         last row to be as long as draws are padded to.
         """
+        x, new_kv = self.hidden(batch, kv, kind)
+        return self.logits(x), new_kv
+
+    def hidden(
+        self, batch: ForwardBatch, kv: tuple[KVPages, ...], kind: AttentionKind
+    ) -> tuple[jax.Array, tuple[KVPages, ...]]:
+        """Hidden states of the wanted tokens after the last norm [logits, embed], and the pages."""
         config, layout = self.config, self.layout
         x = self.embedding[...].at[batch.token_ids].get(mode="promise_in_bounds")
         x = layout.constrain(x)
@@ -156,10 +163,13 @@ class Decoder(Model):
             new_kv.append(pages)
         if kind.mode == "mixed" or len(batch.logit_idx) > len(x):
             x = x[batch.logit_idx]
-        head = self.embedding if config.tie_embeddings else self.head
-        x = rms_norm(x, scales[-1], config.norm_eps, config.norm_offset)
-        logits = soft_cap(linear(x, head[...], jnp.float32), config.logit_soft_cap)
-        return layout.constrain(logits), tuple(new_kv)
+        return rms_norm(x, scales[-1], config.norm_eps, config.norm_offset), tuple(new_kv)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Float32 [logits, vocab] of hidden states after the last norm."""
+        head = self.embedding if self.config.tie_embeddings else self.head
+        logits = linear(x, head[...], jnp.float32)
+        return self.layout.constrain(soft_cap(logits, self.config.logit_soft_cap))
 
     def _rope_tables(self, positions: jax.Array) -> Mapping[Rotation, RopeTables | None]:
         used: set[Rotation] = {self.rotation(index) for index in range(self.config.num_layers)}

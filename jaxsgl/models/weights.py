@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
+from jaxsgl.models.attention import AttentionKind, ForwardBatch, KVPages
 from jaxsgl.models.model_config import ModelConfig
 from jaxsgl.models.quantization.codes import scheme_of, widened
 from jaxsgl.models.quantization.matrix import QuantizedMatrix
@@ -53,6 +54,17 @@ class Model(nnx.Module):
 
     def host_weights(self, tensors: TensorSource) -> HostWeights:
         """Every weight with its values, from tensors in HuggingFace's naming."""
+        raise NotImplementedError
+
+    def hidden(
+        self, batch: ForwardBatch, kv: tuple[KVPages, ...], kind: AttentionKind
+    ) -> tuple[jax.Array, tuple[KVPages, ...]]:
+        """Hidden states of the wanted tokens after the last norm [logits, embed], and the pages
+        with the new tokens."""
+        raise NotImplementedError
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Float32 [logits, vocab] of such hidden states."""
         raise NotImplementedError
 
 

@@ -26,15 +26,18 @@ from jaxsgl.interface import (
     ReleaseMemory,
     Reshard,
     ResumeMemory,
+    SamplingParams,
     TextPrompt,
     UpdateWeights,
 )
 from jaxsgl.offline.answering import async_stream_answers, stream_answers, whole_answers
 from jaxsgl.offline.background import BackgroundLoop, ShutDown
-from jaxsgl.offline.calls import CallOptions, Sampling, make_call
+from jaxsgl.offline.calls import Call, CallOptions, Sampling, make_call
 from jaxsgl.offline.local_engine import LocalEngine, LocalFactory
 from jaxsgl.offline.settings import rules_setting
 from jaxsgl.replicas.start_progress import Bar, StartProgress
+
+_EMBEDDING = SamplingParams(max_tokens=0, temperature=0.0, embedding=True)
 
 
 class OfflineEngine:
@@ -111,10 +114,7 @@ class OfflineEngine:
         call = make_call(prompt, sampling_params, input_ids, **options)
         if stream:
             return stream_answers(self._loop, self._engine, call)
-        hidden = not call.is_list or (None if progress_bar is None else not progress_bar)
-        with Bar(total=len(call.requests), unit="prompt", disable=hidden) as bar:
-            answers = self._loop.run(whole_answers(self._engine, call, bar.update))
-        return answers if call.is_list else answers[0]
+        return self._whole(call, progress_bar)
 
     async def async_generate(
         self,
@@ -130,11 +130,47 @@ class OfflineEngine:
         call = make_call(prompt, sampling_params, input_ids, **options)
         if stream:
             return async_stream_answers(self._loop, self._engine, call)
+        return await self._async_whole(call)
+
+    def _whole(self, call: Call, progress_bar: bool | None) -> Any:
+        hidden = not call.is_list or (None if progress_bar is None else not progress_bar)
+        with Bar(total=len(call.requests), unit="prompt", disable=hidden) as bar:
+            answers = self._loop.run(whole_answers(self._engine, call, bar.update))
+        return answers if call.is_list else answers[0]
+
+    async def _async_whole(self, call: Call) -> Any:
         answering = self._loop.submit(whole_answers(self._engine, call, lambda: None))
         answers = await asyncio.wrap_future(answering)
         return answers if call.is_list else answers[0]
 
-    def encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
+    def encode(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        *,
+        progress_bar: bool | None = None,
+        rid: str | Sequence[str] | None = None,
+    ) -> Any:
+        """The embedding of a text or of token ids, `{"embedding", "meta_info"}`, or a list of them.
+
+        It is the hidden state of the last token after the model's last norm, scaled to length 1.
+        Raises as `generate` does; one that is aborted has no embedding.
+        """
+        call = make_call(prompt, _EMBEDDING, input_ids, **({} if rid is None else {"rid": rid}))
+        return self._whole(call, progress_bar)
+
+    async def async_encode(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        *,
+        rid: str | Sequence[str] | None = None,
+    ) -> Any:
+        """`encode` for callers with an event loop of their own."""
+        call = make_call(prompt, _EMBEDDING, input_ids, **({} if rid is None else {"rid": rid}))
+        return await self._async_whole(call)
+
+    def tokenize(self, prompt: str | list[dict[str, Any]]) -> list[int]:
         """Token ids of a text, or of messages in the form of the model's chat template.
 
         Raises InvalidRequest.

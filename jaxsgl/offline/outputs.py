@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxsgl.interface import Delta, Finish, GenerateRequest, TokenLogprob, TokenPrompt, Usage
 from jaxsgl.offline.calls import Logprobs
+from jaxsgl.vectors import floats_of
 
 
 class Output:
@@ -19,6 +20,7 @@ class Output:
         self._usage = Usage(0, 0, 0)
         self._finish: Finish | None = None
         self._weight_version: str | None = None
+        self._embedding: bytes | None = None
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: list[TokenLogprob | None] = []
 
@@ -28,6 +30,7 @@ class Output:
         self._usage = delta.usage
         self._finish = delta.finish
         self._weight_version = delta.weight_version
+        self._embedding = delta.embedding
         self._logprobs += delta.logprobs or ()
         self._prompt_logprobs += delta.prompt_logprobs or ()
 
@@ -45,6 +48,9 @@ class Output:
             meta_info["weight_version"] = self._weight_version
         if self._wanted.wanted:
             meta_info |= self._logprob_info()
+        if self._request.sampling.embedding:
+            embedding = None if self._embedding is None else floats_of(self._embedding)
+            return {"embedding": embedding, "meta_info": meta_info}
         return {"text": self._text, "output_ids": list(self._token_ids), "meta_info": meta_info}
 
     def _logprob_info(self) -> dict[str, Any]:

@@ -45,9 +45,12 @@ def admission(
     max_tokens = sampling.max_tokens
     if max_tokens is None:
         max_tokens = max(1, room_len - len(prompt_ids))
-    if len(prompt_ids) + max_tokens > room_len:
+    if sampling.min_tokens > max_tokens:  # known only now, if it was left open
+        raise InvalidRequest("min_tokens must be between 0 and max_tokens", param="min_tokens")
+    num_new = max(1, max_tokens)  # also where none is wanted there must be room for a draw
+    if len(prompt_ids) + num_new > room_len:
         raise InvalidRequest(
-            f"at most {room_len} tokens fit: {len(prompt_ids)} in {param} and {max_tokens} to "
+            f"at most {room_len} tokens fit: {len(prompt_ids)} in {param} and {num_new} to "
             "generate are too many",
             param=param,
             code="context_length_exceeded",

@@ -45,6 +45,7 @@ class Answer:
             row.logprobs,
             row.prompt_logprobs,
             row.weight_version,
+            row.embedding,
         )
 
     def end(self, finish: Finish, prompt_len: int) -> Delta:

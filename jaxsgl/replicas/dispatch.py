@@ -29,6 +29,8 @@ class Place:
         stream: OutputStream,
         guard: Guard,
         begin_s: float,
+        *,
+        follows_latency: bool,
     ) -> None:
         self.journey = journey
         self.seat = seat
@@ -37,6 +39,7 @@ class Place:
         self.guard = guard
         self._load = seat.load
         self._begin_s = begin_s
+        self._follows_latency = follows_latency
         self._first_s: float | None = None
         self._last_s = begin_s
 
@@ -46,9 +49,10 @@ class Place:
         if self._first_s is None:
             self.guard.prefilled()
             self._first_s = now_s
-            expected_s = self.guard.uncached_len * load.prefill_token_s
-            latency.first_token(now_s - self._begin_s, expected_s, now_s)
-        else:
+            if self._follows_latency:
+                expected_s = self.guard.uncached_len * load.prefill_token_s
+                latency.first_token(now_s - self._begin_s, expected_s, now_s)
+        elif self._follows_latency:
             latency.later_tokens(now_s - self._last_s, num_tokens, now_s)
         self._last_s = now_s
 
@@ -69,14 +73,17 @@ class Dispatcher:
         bell: Bell,
         *,
         names_prefixes: bool,
+        follows_latency: bool,
         clock: Callable[[], float],
     ) -> None:
         """`bell` rings when there may be a place where there was none. `names_prefixes`: the policy
-        wants to know what requests begin with."""
+        wants to know what requests begin with. `follows_latency`: loads tell what clients waited
+        for tokens."""
         self._seats = seats
         self._policy = policy
         self._bell = bell
         self._names_prefixes = names_prefixes
+        self._follows_latency = follows_latency
         self._clock = clock
         self._places: dict[Journey, Place] = {}
         self._reserved: tuple[Journey, Seat] | None = None
@@ -182,7 +189,8 @@ class Dispatcher:
             guard.release()
             raise
         journey.is_alone = journey.is_suspect
-        place = Place(journey, seat, proxy, stream, guard, now_s)
+        follows_latency = self._follows_latency
+        place = Place(journey, seat, proxy, stream, guard, now_s, follows_latency=follows_latency)
         self._places[journey] = place
         return place
 

@@ -81,6 +81,7 @@ class ReplicaPool(SeatOwner):
         specs: Sequence[ReplicaSpec],
         *,
         policy: Policy | None = None,
+        follows_latency: bool = False,
         rules: SeatRules | None = None,
         max_unhealthy: int = 0,
         device_kind: str = "CPU",
@@ -105,8 +106,14 @@ class ReplicaPool(SeatOwner):
         ]
         self._bell = Bell()
         self._dispatcher = Dispatcher(
-            self._seats, policy, self._bell, names_prefixes=self._tracks_prefixes, clock=clock
+            self._seats,
+            policy,
+            self._bell,
+            names_prefixes=self._tracks_prefixes,
+            follows_latency=follows_latency,
+            clock=clock,
         )
+        self._follows_latency = follows_latency
         self._quarantine = Quarantine()
         self._seeds = SeedStream(config.random_seed)
         self._journeys: dict[str, Journey] = {}
@@ -290,6 +297,7 @@ class ReplicaPool(SeatOwner):
                 num_in_flight=seat.load.num_in_flight,
                 backlog_tokens=seat.load.backlog_tokens,
                 stats=seat.load.stats,
+                latency=seat.load.latency.report() if self._follows_latency else None,
             )
             for seat in self._seats
         ]

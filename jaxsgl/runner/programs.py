@@ -193,14 +193,20 @@ def forward_program(
     kind: AttentionKind,
     compiler_options: dict[str, Any],
 ) -> Program:
-    """run(weights, kv, state, vector) -> (logits float32 [logits, vocab], kv); kv is donated."""
+    """run(weights, kv, state, vector) -> (logits float32 [logits, vocab], hidden, kv); kv is
+    donated.
+
+    `hidden` [logits, embed] is what the logits are made of, in "mixed"; elsewhere it is None.
+    """
     fields = forward_fields(bucket)
 
     def forward(
         weights: Weights, kv: tuple[KVPages, ...], state: SlotState, vector: jax.Array
-    ) -> tuple[jax.Array, tuple[KVPages, ...]]:
+    ) -> tuple[jax.Array, jax.Array | None, tuple[KVPages, ...]]:
         batch = unpack_forward(bucket, vector, state, page_size)
-        return join(weights)(batch, kv, kind)
+        model = join(weights)
+        hidden, kv = model.hidden(batch, kv, kind)
+        return model.logits(hidden), hidden if bucket.mode == "mixed" else None, kv
 
     forward.__name__ = f"forward_{bucket.name}"
     kv_sharding = layout.sharding(None, None, "kv_heads", None)
@@ -209,7 +215,7 @@ def forward_program(
         jax.jit(
             forward,
             donate_argnames="kv",
-            out_shardings=(layout.sharding(), kv_sharding),
+            out_shardings=(layout.sharding(), layout.sharding(), kv_sharding),
             compiler_options=compiler_options,
         ),
     )

@@ -29,7 +29,11 @@ class DispatchedStep:
     """A step on its way. Implements `step.PendingStep`."""
 
     def __init__(
-        self, plan: StepPlan, drawn: Drawn, skipped: NDArray[np.bool_] | None = None
+        self,
+        plan: StepPlan,
+        drawn: Drawn,
+        skipped: NDArray[np.bool_] | None = None,
+        hidden: jax.Array | None = None,
     ) -> None:
         self._step_id = plan.step_id
         self._skipped = None if skipped is None or not skipped.any() else skipped
@@ -40,13 +44,19 @@ class DispatchedStep:
         if plan.num_top_logprobs:
             wanted += [drawn.top_ids, drawn.top_logprobs]
         self._fetched = [array for array in wanted if array is not None]
-        for array in self._fetched:
+        self._hidden = hidden if plan.wants_hidden else None
+        for array in (*self._fetched, *([] if self._hidden is None else [self._hidden])):
             array.copy_to_host_async()
 
     def wait(self) -> StepResult:
         token_ids, *logprobs = (np.asarray(array)[: self._num_logits] for array in self._fetched)
         valid = token_ids != INVALID
-        return StepResult(self._step_id, token_ids, valid, *logprobs, skipped=self._skipped)
+        hidden = None
+        if self._hidden is not None:
+            hidden = np.asarray(self._hidden)[: self._num_logits].astype(np.float32)
+        return StepResult(
+            self._step_id, token_ids, valid, *logprobs, skipped=self._skipped, hidden=hidden
+        )
 
 
 class ModelRunner:
@@ -126,7 +136,7 @@ class ModelRunner:
         memory, vector = self._memory, self._inert_vector(call)
         match call.kind:
             case "forward":
-                _, memory.kv = call.run(memory.weights, memory.kv, memory.state, vector)
+                _, _, memory.kv = call.run(memory.weights, memory.kv, memory.state, vector)
             case "draw":
                 _, memory.state = call.run(_zeros(call.args[0]), memory.state, vector)
             case "mask":
@@ -158,8 +168,7 @@ class ModelRunner:
             self._draw_rank[opening.slot] = self._rank(kind)
             if kind == "full":
                 self._open_slot(opening)
-        drawn, skipped = self._run(plan, bucket, self._draw_kind(plan), masks)
-        return DispatchedStep(plan, drawn, skipped)
+        return self._run(plan, bucket, self._draw_kind(plan), masks)
 
     def _draw_kind(self, plan: StepPlan) -> DrawKind:
         """The least that draws every row of the plan."""
@@ -183,13 +192,12 @@ class ModelRunner:
 
     def _run(
         self, plan: StepPlan, bucket: Bucket, kind: DrawKind, masks: StepMasks | None = None
-    ) -> tuple[Drawn, NDArray[np.bool_] | None]:
-        """What the step draws, and [logits] where it draws nothing, if that is anywhere."""
+    ) -> DispatchedStep:
         forward = self.programs.forward[bucket]
         draw = self.programs.draw[kind, bucket.num_logits]
         packed = pack_forward(plan, forward.fields, self._padding_slot)
         memory = self._memory
-        logits, memory.kv = forward.run(memory.weights, memory.kv, memory.state, packed)
+        logits, hidden, memory.kv = forward.run(memory.weights, memory.kv, memory.state, packed)
         skipped = None
         if masks is not None:
             # Made while the forward runs.
@@ -198,7 +206,7 @@ class ModelRunner:
             logits = mask.run(logits, packed)
         packed = pack_draw(plan, draw.fields, self._padding_slot, skipped)
         drawn, memory.state = draw.run(logits, memory.state, packed)
-        return drawn, skipped
+        return DispatchedStep(plan, drawn, skipped, hidden)
 
 
 _NO_INTS, _START = np.zeros(0, np.int32), np.zeros(1, np.int32)

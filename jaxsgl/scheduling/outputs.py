@@ -22,6 +22,8 @@ class RowOutput(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: list[TokenLogprob | None] | None = None
     weight_version: str | None = None
     """With `finish`: see `interface.Delta`."""
+    embedding: bytes | None = None
+    """The same."""
 
 
 class SchedulerOutputs(msgspec.Struct, frozen=True):

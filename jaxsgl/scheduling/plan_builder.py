@@ -48,6 +48,7 @@ class PlanBuilder:
         self._openings: list[SlotOpening] = []
         self._constrained: list[ConstrainedDraw] = []
         self._num_top_logprobs: int | None = None
+        self._wants_hidden = False
         self._decode_only = True
         self._num_pairs = 0
         self._num_keys = 0
@@ -126,6 +127,7 @@ class PlanBuilder:
             self._logit_idx.append(offset + num_tokens - 1)
             self._logit_target.append(SAMPLE)
             request.pending += 1
+            self._wants_hidden |= request.sampling.embedding
         if request.sampling.logprobs is not None:
             self._want_logprobs(request.sampling.logprobs)
 
@@ -152,8 +154,10 @@ class PlanBuilder:
     def build(self, step_id: int, sharing: PrefixSharing) -> StepPlan:
         for request in self.requests:
             request.last_step_id = step_id
-        packs = self._pack(sharing) if self._decode_only else None
-        mode = "mixed" if not self._decode_only else "decode" if packs is None else "shared"
+        # Programs that only decode keep their hidden states to themselves.
+        decodes = self._decode_only and not self._wants_hidden
+        packs = self._pack(sharing) if decodes else None
+        mode = "mixed" if not decodes else "decode" if packs is None else "shared"
         return StepPlan(
             step_id=step_id,
             mode=mode,
@@ -169,6 +173,7 @@ class PlanBuilder:
             packs=packs,
             openings=tuple(self._openings),
             num_top_logprobs=self._num_top_logprobs,
+            wants_hidden=self._wants_hidden,
             constrained=tuple(self._constrained),
         )
 

@@ -7,11 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from jaxsgl.interface import Finish, TokenLogprob
 from jaxsgl.scheduling.outputs import RowOutput
 from jaxsgl.scheduling.request import Request
 from jaxsgl.step import SAMPLE, StepPlan, StepResult
 
+_TINY = 1e-30
+"""Shorter than this no vector is scaled to length 1."""
 NUMERICAL_ERROR = "the model produced numbers that are not finite"
 
 
@@ -52,6 +56,7 @@ class StepReader:
             return None
         new_ids: list[int] = []
         logprobs: list[TokenLogprob] = []
+        embedding: bytes | None = None
         for k in range(begin, end):
             if self._skipped is not None and self._skipped[k]:
                 request.skip_draw()
@@ -61,6 +66,8 @@ class StepReader:
             elif self._target[k] == SAMPLE and not request.wants_draws:
                 request.pending -= 1
                 request.finish = Finish("length")
+                if request.sampling.embedding:
+                    embedding = self._embedding(k)
             elif self._target[k] == SAMPLE:
                 request.pending -= 1
                 new_ids.append(self._token_ids[k])
@@ -71,7 +78,7 @@ class StepReader:
         data = self._accept(request, new_ids)
         if not new_ids and request.live:
             return None
-        return row_output(request, new_ids, data, logprobs or None)
+        return row_output(request, new_ids, data, logprobs or None, embedding)
 
     def _accept(self, request: Request, new_ids: list[int]) -> bytes:
         """Append the draws to the request; return the text they release."""
@@ -98,6 +105,11 @@ class StepReader:
         if len(request.prompt_logprobs) < request.prompt_len:
             num_top = request.sampling.logprobs or 0
             request.prompt_logprobs.append(self._logprob(k, num_top))
+
+    def _embedding(self, k: int) -> bytes:
+        hidden = self._result.hidden
+        assert hidden is not None
+        return (hidden[k] / max(float(np.sqrt(np.square(hidden[k]).sum())), _TINY)).tobytes()
 
     def _logprob(self, k: int, num_top: int) -> TokenLogprob:
         result = self._result
@@ -156,7 +168,11 @@ def held_text(request: Request) -> bytes:
 
 
 def row_output(
-    request: Request, new_ids: list[int], data: bytes, logprobs: list[TokenLogprob] | None
+    request: Request,
+    new_ids: list[int],
+    data: bytes,
+    logprobs: list[TokenLogprob] | None,
+    embedding: bytes | None = None,
 ) -> RowOutput:
     prompt_logprobs = None
     if request.prompt_logprobs is not None and not request.emitted_prompt_logprobs:
@@ -172,4 +188,5 @@ def row_output(
         finish=request.finish,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        embedding=embedding,
     )

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from jaxsgl.interface import InvalidRequest, PauseMode
 from server.context import CONTEXT, ready_engine
+from server.deltas import engine_id
 from server.json_body import read_json
 from server.native.generate_body import RequestName
 from server.replying import json_response
@@ -111,15 +112,18 @@ def control_routes() -> list[Route]:
 
 async def abort_request(request: web.Request) -> web.Response:
     """End requests; their readers get what there is of the answer, with finish reason "abort". 200
-    also if there is none of that id."""
+    also if there is none of that id. An ordinary key reaches the requests of that key alone."""
     engine = ready_engine(request)
     body = await read_json(request, ABORT_DECODER)
-    if body.abort_all:
-        engine.abort_all()
-    elif body.rid is not None:
-        engine.abort(body.rid)
-    else:
+    if not body.abort_all and body.rid is None:
         raise InvalidRequest("Send rid, or abort_all: true", param="rid")
+    for tenant in request.app[CONTEXT].keys.reach(request.headers):
+        if not body.abort_all:
+            engine.abort(engine_id(body.rid or "", tenant))
+        elif tenant:
+            engine.abort(tenant)
+        else:
+            engine.abort_all()
     return json_response(DoneReply("aborted"))
 
 

@@ -15,6 +15,8 @@ SAYS = {
     "chat.py": "capital of France is Paris",
     "stream.py": r"(?s).+\(\d+ tokens\)",
     "batch.py": r"(?s)France:' Paris.*\nPortugal:'.*', log-probability -\d",
+    "tools.py": r"(?s)temperature\(\{'city': '\w+'\}\) = \d+ degrees\n.*\w",
+    "embeddings.py": r"0\.\d+ A kitten .*\n0\.\d+ Taxes",
     "requests.sh": r'(?s)"status":"ok".*"text":" Paris.*"tokens":\[\d.*"settings":\{',
 }
 

@@ -58,6 +58,10 @@ def test_a_port_in_use():
     ("args", "line"),
     [
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (
+            ["--port", "0", "--load-balancing-policy", "min-latency"],
+            "--load-balancing-policy min-latency needs --enable-metrics",
+        ),
         (["--port", "http"], "argument --port: invalid int value: 'http'"),
         (["--port", "0", "--mesh", "tp=zero"], "--mesh 'tp=zero' is not understood; "),
         (["--port", "0", "--context-length", "100000"], "--context-length 100000 is beyond the "),

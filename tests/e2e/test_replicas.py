@@ -234,7 +234,7 @@ async def test_poison_is_quarantined_and_everybody_else_finishes(start: Start):
 
 @pytest.mark.long
 async def test_a_slow_replica_gets_less_under_min_latency(start: Start):
-    policy = ("--load-balancing-policy", "min-latency")
+    policy = ("--load-balancing-policy", "min-latency", "--enable-metrics")
     server = start(*TWO, *policy, "--inject-fault", "step:1:slow@0")
     async with HttpClient(server.url) as client:
         for _ in range(4):

@@ -85,7 +85,7 @@ class Sequence:
         )
         program = self.programs[plan.mode]
         vector = pack_forward(plan, program.fields, LIMITS.num_slots)
-        logits, self.kv = program.run(self.weights, self.kv, self.state, jnp.asarray(vector))
+        logits, _, self.kv = program.run(self.weights, self.kv, self.state, jnp.asarray(vector))
         return np.asarray(logits)[:num]
 
     def run_all(self, token_ids: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from jaxsgl.interface import EngineStats, ModelInfo
 from jaxsgl.offline.offline_engine import OfflineEngine
 from jaxsgl.scheduling.scheduler import Scheduler, Vocabulary
 from jaxsgl.scheduling.settings import SchedulingSettings
-from tests.fake_runner import EOS_ID, VOCAB_SIZE, FakeRunner
+from tests.fake_runner import EOS_ID, HIDDEN_LEN, VOCAB_SIZE, FakeRunner
 
 TOKEN_BYTES = [b""] + [bytes([64 + i]) for i in range(1, VOCAB_SIZE)]
 
@@ -116,6 +116,7 @@ class FakeFactory:
             vocab_size=VOCAB_SIZE,
             context_len=limits.max_context_len,
             eos_token_ids=(EOS_ID,),
+            embedding_len=HIDDEN_LEN,
             has_chat_template=True,
             num_devices=1,
             mesh=config.mesh or "tp=1",

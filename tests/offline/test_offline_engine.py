@@ -21,7 +21,7 @@ from jaxsgl.offline.offline_engine import OfflineEngine
 from jaxsgl.replicas.launch import StartError
 from tests.actors.scheduler_rig import HeldRunner
 from tests.actors.waiting import until
-from tests.fake_runner import FakeRunner, expected_tokens, make_limits
+from tests.fake_runner import FakeRunner, expected_embedding, expected_tokens, make_limits
 from tests.offline.local_replica import TOKEN_BYTES, Leftovers, open_engine
 
 ROOT = str(Path(__file__).parents[2])
@@ -170,10 +170,28 @@ def test_a_bad_request_is_refused_and_the_others_of_its_call_end(engine):
             engine.generate(**arguments)
     with pytest.raises(InvalidRequest, match="prompt must not be empty"):
         list(engine.generate(["A", ""], ENDLESS, stream=True))
-    assert engine.encode("AB") == [1, 2]
-    assert engine.encode([{"role": "user", "content": "AB"}]) == [1, 2]
+    assert engine.tokenize("AB") == [1, 2]
+    assert engine.tokenize([{"role": "user", "content": "AB"}]) == [1, 2]
     with pytest.raises(InvalidRequest, match="messages must not be empty"):
-        engine.encode([])
+        engine.tokenize([])
+
+
+async def test_embeddings(engine):
+    prompts = [[1, 2, 3], [4], [1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    for _ in range(2):  # the second time from the cache, all but the last tokens
+        answers = engine.encode(input_ids=prompts)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            assert answer["embedding"] == pytest.approx(expected_embedding(prompt), abs=1e-6)
+            assert answer["meta_info"]["prompt_tokens"] == len(prompt)
+            assert answer["meta_info"]["completion_tokens"] == 0
+    assert answers[2]["meta_info"]["cached_tokens"] == 8
+    one = engine.encode("ABC", rid="r")
+    assert one["embedding"] == answers[0]["embedding"] and one["meta_info"]["id"] == "r"
+    assert (await engine.async_encode(["ABC"]))[0]["embedding"] == one["embedding"]
+    with pytest.raises(InvalidRequest, match="prompt must not be empty"):
+        engine.encode("")
+    with pytest.raises(InvalidRequest, match="embedding needs max_tokens 0"):
+        engine.generate("A", SamplingParams(max_tokens=1, embedding=True))
 
 
 async def test_aborting_what_runs_and_what_waits(held):

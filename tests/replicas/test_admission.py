@@ -63,6 +63,7 @@ def test_without_max_tokens_the_answer_may_fill_what_is_left():
     [
         (64, READY, {}),
         (1000, READY, {}),
+        (64, READY, {"max_tokens": 0}),
         (4, READY, {"max_tokens": 61}),
         (32, FEW_PAGES, {}),
         (16, FEW_PAGES, {"max_tokens": 17}),
@@ -75,8 +76,17 @@ def test_what_cannot_fit_is_refused(prompt_len, ready, sampling):
     assert caught.value.param == "prompt"
 
 
+@pytest.mark.parametrize("min_tokens", [61, 2**31, 2**62])
+def test_more_tokens_than_fit_are_not_the_least(min_tokens):
+    assert admit(4, min_tokens=60).sampling.min_tokens == 60
+    with pytest.raises(InvalidRequest) as caught:
+        admit(4, min_tokens=min_tokens)
+    assert caught.value.param == "min_tokens"
+
+
 def test_what_just_fits_is_not():
     assert admit(4, max_tokens=60).sampling.max_tokens == 60
+    assert admit(63, max_tokens=0).sampling.max_tokens == 0
     assert admit(16, FEW_PAGES, max_tokens=16).sampling.max_tokens == 16
 
 

@@ -14,6 +14,7 @@ from jaxsgl.interface import (
     GenerateRequest,
     InvalidRequest,
     QueueFull,
+    ReplicaLatency,
     TokenLogprob,
     TokenPrompt,
     Unavailable,
@@ -285,6 +286,19 @@ async def test_what_the_front_knows_of_its_engine(open_front):
     assert not front.pool.ready and not front.pool.alive
     with pytest.raises(Unavailable):
         await front.answer(ask("r", "a"))
+
+
+async def test_latencies_are_followed_on_order(open_front):
+    for follows in (False, True):
+        front = await open_front(follows_latency=follows)
+        (before,) = front.pool.replicas()
+        await front.answer(ask("r", "abcd"))
+        (after,) = front.pool.replicas()
+        if not follows:
+            assert before.latency is after.latency is None
+        else:
+            assert before.latency == ReplicaLatency(excess_ttft_s=None, inter_token_s=None)
+            assert after.latency.excess_ttft_s >= 0.0 and after.latency.inter_token_s >= 0.0
 
 
 async def test_alive_while_it_starts_and_while_it_drains(open_front):

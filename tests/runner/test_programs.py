@@ -91,7 +91,7 @@ def run(model, bucket, step=None):
     vector = pack_forward(step or plan(bucket.mode), fields, LIMITS.num_slots)
     kv = tuple(tuple(jnp.array(pages) for pages in layer) for layer in random_pages())
     state = state_allocator(LAYOUT, LIMITS)()._replace(page_table=jnp.array(page_table()))
-    logits, kv = forward(split_weights(model), kv, state, jnp.asarray(vector))
+    logits, _, kv = forward(split_weights(model), kv, state, jnp.asarray(vector))
     return np.asarray(logits)[:3], [[np.asarray(pages) for pages in layer] for layer in kv]
 
 

@@ -10,12 +10,16 @@ A token is a byte. The answer to a prompt is its own bytes over and over, begun 
 Deltas bring one token each; the text of a character comes with its last byte. Half of the prompt
 counts as cached. Token t has log-probability -0.5 and its alternatives t, t + 1, ... have
 -0.5, -1.5, ... A token of the prompt, where that is asked for, has -0.25.
+
+An embedding has the direction of (bytes of the prompt, first byte, last byte).
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
 import codecs
+import math
 from collections.abc import AsyncGenerator
 
 import msgspec
@@ -60,6 +64,7 @@ class FakeEngine:
             vocab_size=256,
             context_len=CONTEXT_LEN,
             eos_token_ids=(END_TOKEN,),
+            embedding_len=3,
             has_chat_template=True,
             num_devices=1,
             mesh="tp=1",
@@ -260,7 +265,14 @@ def answer(request: GenerateRequest) -> list[Delta]:
     if sampling.prompt_logprobs:
         first = msgspec.structs.replace(deltas[0], prompt_logprobs=_prompt_logprobs(request))
         deltas[0] = first
+    if sampling.embedding:
+        deltas[-1] = msgspec.structs.replace(deltas[-1], embedding=embedding_of(prompt))
     return deltas
+
+
+def embedding_of(prompt: bytes) -> bytes:
+    values = (len(prompt), prompt[0], prompt[-1])
+    return array.array("f", [value / math.hypot(*values) for value in values]).tobytes()
 
 
 def _prompt_logprobs(request: GenerateRequest) -> list[TokenLogprob | None]:

@@ -135,6 +135,24 @@ async def test_holders_of_different_keys_share_no_cache() -> None:
     assert "user-key" not in first
 
 
+async def test_responses_are_for_the_key_that_made_them() -> None:
+    other = {"Authorization": "Bearer second"}
+    config = parsed("--api-key", "user-key", "--api-key", "second", "--admin-api-key", "admin-key")
+    async with serve(config) as served:
+        url = served.url + "/v1/responses"
+        body = {"model": "default", "input": "abc", "max_output_tokens": 3}
+        async with served.session.post(url, json=body, headers=USER) as response:
+            name = (await response.json())["id"]
+        follow_up = body | {"previous_response_id": name}
+        for headers, code in ((USER, 200), (other, 404), (ADMIN, 404)):
+            assert await status(served, "GET", f"/v1/responses/{name}", headers) == code
+            assert await status(served, "POST", f"/v1/responses/{name}/cancel", headers) == code
+            async with served.session.post(url, json=follow_up, headers=headers) as response:
+                assert response.status == (200 if code == 200 else 400)
+                if code != 200:
+                    assert (await response.json())["error"]["param"] == "previous_response_id"
+
+
 async def test_without_keys_all_share_a_cache_but_for_their_salt() -> None:
     found = await namespaces(ServerConfig(), (USER, {}), ({}, {}), ({}, {"cache_salt": "x"}))
     assert found == ["", "", "x"]

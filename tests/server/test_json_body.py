@@ -139,6 +139,21 @@ def test_bottomless_nesting_where_anything_is_allowed() -> None:
         decode_json(b"[" * 200_000, msgspec.json.Decoder())
 
 
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_depth_is_bounded_and_texts_do_not_count(opening: str) -> None:
+    closing = {"[": "]"}.get(opening, "}")
+    decoder = msgspec.json.Decoder()
+    for depth in (128, 129, 900):
+        data = (opening * depth + "0" + closing * depth).encode()
+        if depth <= 128:
+            decode_json(data, decoder)
+        else:
+            with pytest.raises(InvalidRequest, match="nested too deeply"):
+                decode_json(data, decoder)
+    flat = ["[" * 1000, '\\"[' * 1000, "\\", "{" * 1000] + [[]] * 1000
+    assert decode_json(json.dumps(flat).encode(), decoder) == flat
+
+
 def test_messages_stay_short_whatever_the_input() -> None:
     name = "x" * 100_000
     for body in (f'{{"{name}":1}}', f'{{"messages":[{{"role":"{name}"}}]}}'):

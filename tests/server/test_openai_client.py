@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncGenerator, Iterator
 
@@ -40,6 +41,30 @@ async def test_chat(client: openai.AsyncOpenAI) -> None:
     assert reply.usage and reply.usage.prompt_tokens_details
     assert reply.usage.prompt_tokens_details.cached_tokens == 1
     assert reply._request_id
+
+
+async def test_embeddings(served: Served, client: openai.AsyncOpenAI) -> None:
+    floats = await client.embeddings.create(
+        model="fake-model", input=["abc", "xy"], encoding_format="float"
+    )
+    # What it asks for by itself is base64, which its own types do not know.
+    lenient = openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    async with lenient:
+        packed = await lenient.embeddings.create(model="fake-model", input=["abc", "xy"])
+    for index, prompt in enumerate((b"abc", b"xy")):
+        values = (len(prompt), prompt[0], prompt[-1])
+        expected = [value / math.hypot(*values) for value in values]
+        assert floats.data[index].embedding == pytest.approx(expected)
+        assert packed.data[index].embedding == pytest.approx(expected)
+    assert floats.usage.prompt_tokens == packed.usage.total_tokens == 5
+    short = await client.embeddings.create(
+        model="fake-model", input=[97, 98], dimensions=2, encoding_format="float"
+    )
+    assert math.hypot(*short.data[0].embedding) == pytest.approx(1.0)
+    with pytest.raises(openai.BadRequestError):
+        await client.embeddings.create(
+            model="fake-model", input="a", dimensions=4, encoding_format="float"
+        )
 
 
 async def test_streamed_chat(client: openai.AsyncOpenAI) -> None:

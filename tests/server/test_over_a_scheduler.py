@@ -4,6 +4,7 @@ runner."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from server.app import create_app
 from server.site import bind_socket, start_site
 from tests.actors.scheduler_rig import HeldRunner
 from tests.actors.waiting import until
-from tests.fake_runner import FakeRunner, expected_tokens, make_limits
+from tests.fake_runner import FakeRunner, expected_embedding, expected_tokens, make_limits
 from tests.offline.local_replica import FakeFactory, LetterTokenizer
 
 NUM_SLOTS = 2
@@ -43,9 +44,10 @@ class Served:
         """Requests that the front has admitted and that have not ended."""
         return self.pool._seats[0].num_open
 
-    async def post(self, path: str, body: Any) -> tuple[int, Any, Any]:
+    async def post(self, path: str, body: Any, key: str = "") -> tuple[int, Any, Any]:
         """Status, decoded body, headers."""
-        async with self.session.post(self.url + path, json=body) as response:
+        headers = {"X-Api-Key": key} if key else {}
+        async with self.session.post(self.url + path, json=body, headers=headers) as response:
             return response.status, await response.json(), response.headers
 
     async def complete(
@@ -61,7 +63,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(runner: FakeRunner, **config: Any) -> AsyncGenerator[Served, None]:
+async def serve(
+    runner: FakeRunner, server_config: ServerConfig | None = None, **config: Any
+) -> AsyncGenerator[Served, None]:
     """Ends with nothing left: no page, slot, lock or task."""
     engine_config, factory = EngineConfig(**config), FakeFactory(runner)
     text = TextActor(LetterTokenizer())
@@ -75,7 +79,8 @@ async def serve(runner: FakeRunner, **config: Any) -> AsyncGenerator[Served, Non
     await until(lambda: pool.stats().slots_total)  # the first report
     sock = bind_socket("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    site = await start_site(create_app(pool, ServerConfig(), Metrics()), sock)
+    app = create_app(pool, server_config or ServerConfig(), Metrics())
+    site = await start_site(app, sock)
     assert factory.scheduler is not None
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         yield Served(url, session, pool, factory.scheduler)
@@ -110,6 +115,43 @@ async def held() -> AsyncIterator[tuple[HeldRunner, Served]]:
         yield runner, served
 
 
+async def test_ids_do_not_cross_keys() -> None:
+    """Both holders of keys have a request of the same name; each can end his own alone."""
+    config = ServerConfig(api_key=("one", "two"), admin_api_key=("admin",))
+    without_admin = dataclasses.replace(config, admin_api_key=())
+
+    async def generate(served: Served, key: str) -> tuple[int, Any]:
+        sampling = {"max_new_tokens": 100, "ignore_eos": True, "sampling_seed": 0}
+        body = {"input_ids": PROMPT, "rid": "r", "sampling_params": sampling}
+        status, answer, _ = await served.post("/generate", body, key)
+        return status, answer["meta_info"] if status == 200 else answer["error"]
+
+    async def ended_by(
+        config: ServerConfig, key: str, body: dict[str, Any]
+    ) -> tuple[int, list[str]]:
+        """Status of the abort, and how the requests of both end."""
+        runner = HeldRunner(make_limits(num_slots=NUM_SLOTS))
+        async with serve(runner, config) as served:
+            asking = [asyncio.create_task(generate(served, key)) for key in ("one", "two")]
+            await until(lambda: served.num_open == 2)
+            status, error = await generate(served, "one")
+            assert (status, error["param"]) == (400, "rid")
+            assert error["message"] == "request id 'r' is in use"
+            status, *_ = await served.post("/abort_request", body, key)
+            runner.let_all_end()
+            ends = [await each for each in asking]
+            assert [(code, info["id"]) for code, info in ends] == [(200, "r"), (200, "r")]
+            return status, [info["finish_reason"]["type"] for _, info in ends]
+
+    both, neither = ["abort", "abort"], ["length", "length"]
+    for body in ({"rid": "r"}, {"abort_all": True}):
+        assert await ended_by(without_admin, "one", body) == (200, ["abort", "length"])
+        assert await ended_by(without_admin, "two", body) == (200, ["length", "abort"])
+        assert await ended_by(config, "admin", body) == (200, both)
+        assert await ended_by(config, "two", body) == (403, neither)
+    assert await ended_by(without_admin, "one", {"rid": "x"}) == (200, neither)
+
+
 async def test_beyond_the_queue_clients_are_told_to_come_back(held) -> None:
     runner, served = held
     num_admitted = NUM_SLOTS + 3
@@ -133,6 +175,18 @@ async def test_beyond_the_queue_clients_are_told_to_come_back(held) -> None:
     runner.let_all_end()
     assert [(await each)[0] for each in asking] == [200] * num_admitted
     assert (await served.complete(PROMPT))[0] == 200
+
+
+async def test_embeddings_share_prefixes_with_everything_else(served) -> None:
+    await served.complete(PROMPT)
+    for num_cached in (16, 16):
+        status, answer, _ = await served.post("/v1/embeddings", {"input": [PROMPT, [5]]})
+        assert status == 200
+        for item, prompt in zip(answer["data"], (PROMPT, [5]), strict=True):
+            assert item["embedding"] == pytest.approx(expected_embedding(prompt), abs=1e-6)
+        usage = answer["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == num_cached
+        assert usage["total_tokens"] == 18
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.5])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jaxsgl.interface import ReplicaLatency
+
 HALF_LIFE_S = 10.0
 """After so long a value counts half. One that is not renewed fades towards the mean of all."""
 
@@ -53,6 +55,11 @@ class LatencyMeter:
 
     def later_tokens(self, gap_s: float, num_tokens: int, now_s: float) -> None:
         self.inter_token.add(gap_s / num_tokens, now_s)
+
+    def report(self) -> ReplicaLatency:
+        return ReplicaLatency(
+            excess_ttft_s=self.excess_ttft.mean, inter_token_s=self.inter_token.mean
+        )
 
     def answered(self, elapsed_s: float) -> None:
         if self.answer_s == 0.0:
