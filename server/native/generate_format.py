@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from jaxsgl.interface import Delta, Finish, TokenLogprob
 from server.logprobs import TokenBytes, finite
@@ -58,10 +59,11 @@ class _Answer:
     text: str = ""
     output_ids: list[int] = field(default_factory=list[int])
     last: Delta | None = None
-    input_logprobs: list[Triple] = field(default_factory=list[Triple])
-    output_logprobs: list[Triple] = field(default_factory=list[Triple])
-    input_top: list[list[Triple] | None] = field(default_factory=list[list[Triple] | None])
-    output_top: list[list[Triple] | None] = field(default_factory=list[list[Triple] | None])
+    # Written as they come: every event repeats them all.
+    input_logprobs: Raw = field(default_factory=lambda: Raw(b"[]"))
+    input_top: Raw = field(default_factory=lambda: Raw(b"[]"))
+    output_logprobs: list[Raw] = field(default_factory=list[Raw])
+    output_top: list[Raw] = field(default_factory=list[Raw])
 
 
 class GenerateFormat:
@@ -90,15 +92,16 @@ class GenerateFormat:
         answer.output_ids += delta.token_ids
         answer.last = delta
         for entry in delta.logprobs or ():
-            answer.output_logprobs.append(self._triple(entry.token_id, entry.logprob))
-            answer.output_top.append(self._top(entry))
+            answer.output_logprobs.append(_raw(self._triple(entry.token_id, entry.logprob)))
+            answer.output_top.append(_raw(self._top(entry)))
         scored_ids = answer.asked.scored_ids
         if delta.prompt_logprobs is not None and scored_ids is not None:
             scored = delta.prompt_logprobs[len(delta.prompt_logprobs) - len(scored_ids) :]
-            for token_id, entry in zip(scored_ids, scored, strict=True):
-                logprob = None if entry is None else entry.logprob
-                answer.input_logprobs.append(self._triple(token_id, logprob))
-                answer.input_top.append(None if entry is None else self._top(entry))
+            logprobs = [None if entry is None else entry.logprob for entry in scored]
+            answer.input_logprobs = _raw(list(map(self._triple, scored_ids, logprobs)))
+            answer.input_top = _raw(
+                [None if entry is None else self._top(entry) for entry in scored]
+            )
 
     def whole(self, usage: UsageBody) -> bytes:
         replies = [self._reply(index, gpu_count=self._gpu_count) for index in self._indices()]
@@ -143,7 +146,14 @@ class GenerateFormat:
         usage, finish = answer.last.usage, answer.last.finish
         sampling = answer.asked.request.sampling
         scored, drawn = answer.asked.scored_ids is not None, sampling.logprobs is not None
-        with_top = bool(sampling.logprobs)
+        written: dict[str, Any] = {}
+        if scored or drawn:
+            written["input_token_logprobs"] = answer.input_logprobs
+        if drawn:
+            written["output_token_logprobs"] = answer.output_logprobs
+        if sampling.logprobs:
+            written["input_top_logprobs"] = answer.input_top
+            written["output_top_logprobs"] = answer.output_top
         return MetaInfo(
             id=answer.asked.request.request_id,
             finish_reason=None if finish is None else _finish_reason(finish, answer.output_ids),
@@ -152,10 +162,7 @@ class GenerateFormat:
             cached_tokens=usage.cached_tokens,
             weight_version=answer.last.weight_version,
             e2e_latency=round(time.perf_counter() - self._started_s, 6),
-            input_token_logprobs=answer.input_logprobs if scored or drawn else None,
-            output_token_logprobs=answer.output_logprobs if drawn else None,
-            input_top_logprobs=answer.input_top if with_top else None,
-            output_top_logprobs=answer.output_top if with_top else None,
+            **written,
         )
 
     def _triple(self, token_id: int, logprob: float | None) -> Triple:
@@ -166,6 +173,10 @@ class GenerateFormat:
 
     def _top(self, entry: TokenLogprob) -> list[Triple]:
         return [self._triple(token_id, logprob) for token_id, logprob in entry.top]
+
+
+def _raw(value: object) -> Raw:
+    return Raw(msgspec.json.encode(value))
 
 
 def _finish_reason(finish: Finish, output_ids: list[int]) -> FinishReason:
