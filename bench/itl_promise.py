@@ -19,7 +19,7 @@ from bench.simulation import VOCAB_SIZE, SimulatedReplica, StepCost, run_virtual
 COST = StepCost(
     fixed_s=0.008,
     per_token_s=30e-6,
-    sizes=(32, 128, 256, 512, 1024, 2048, 4096, 8192),
+    sizes=(32, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192),
     per_pair_s=1e-9,
     per_key_s=20e-9,
 )

@@ -203,7 +203,7 @@ def _max_itl_s(config: EngineConfig) -> float | None:
     if not config.max_itl_ms > 0:
         raise ConfigError("--max-itl-ms must be above 0")
     if not (config.mixed_chunk and config.chunked_prefill):
-        raise ConfigError("--max-itl-ms needs prompts in chunks that share steps with decoding")
+        raise ConfigError("--max-itl-ms needs --enable-chunked-prefill and --enable-mixed-chunk")
     return config.max_itl_ms / 1e3
 
 

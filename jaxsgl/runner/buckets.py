@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from jaxsgl.models.attention import Mode
 from jaxsgl.step import StepLimits, StepPlan
+
+FAR_APART = 512
+"""Tokens between two sizes of steps that matter where a step's time is promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ def make_buckets(limits: StepLimits, sizes: Sizes) -> tuple[Bucket, ...]:
     Steps that share prefixes have buckets of their own, and run as any other where those are too
     small. Decode buckets grow by rows. Mixed buckets grow by tokens, at the most rows that many
     tokens can have: rows cost little there, programs cost start time. If a step may want more
-    logits than rows, one more bucket has room for them.
+    logits than rows, one more bucket has room for them. `limits.mixed_sizes` wins over those of
+    `sizes`.
     """
 
     def num_logits(num_rows: int) -> int:
@@ -66,7 +71,7 @@ def make_buckets(limits: StepLimits, sizes: Sizes) -> tuple[Bucket, ...]:
         for n in up_to(limits.max_rows, sizes.decode_rows)
     ]
     mixed: list[Bucket] = []
-    for tokens in up_to(limits.max_tokens, sizes.mixed_tokens):
+    for tokens in limits.mixed_sizes or up_to(limits.max_tokens, sizes.mixed_tokens):
         rows = min(tokens, limits.max_rows)
         mixed.append(Bucket("mixed", tokens, rows, min(num_logits(rows), limits.max_rows)))
     if limits.max_logits > limits.max_rows:
@@ -77,6 +82,12 @@ def make_buckets(limits: StepLimits, sizes: Sizes) -> tuple[Bucket, ...]:
 def up_to(largest: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Those of `sizes` below the largest, and the largest."""
     return (*(n for n in sizes if n < largest), largest)
+
+
+def finer(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """With one more size halfway between two that are far apart."""
+    between = {(a + b) // 2 for a, b in pairwise(sizes) if b - a >= FAR_APART}
+    return tuple(sorted({*sizes, *between}))
 
 
 def pick_bucket(buckets: Sequence[Bucket], plan: StepPlan) -> Bucket:

@@ -24,7 +24,7 @@ from jaxsgl.models.quantization.matrix import QuantizationError
 from jaxsgl.models.sharding import Layout, resolve_layout
 from jaxsgl.models.sharding_rules import RulesError, read_rules, rules_of
 from jaxsgl.models.weights import Model, device_bytes
-from jaxsgl.runner.buckets import make_buckets, up_to
+from jaxsgl.runner.buckets import finer, make_buckets, up_to
 from jaxsgl.runner.kv_cache import page_bytes
 from jaxsgl.runner.memory import GIB, MemoryPlan, step_bytes
 from jaxsgl.runner.mesh import make_mesh, parse_mesh
@@ -252,6 +252,9 @@ def step_sizes(
     if not config.chunked_prefill:
         max_tokens = context_len
     max_tokens = max(max_tokens, max_rows)
+    mixed_sizes = up_to(max_tokens, platform.sizes.mixed_tokens)
+    if config.max_itl_ms is not None:
+        mixed_sizes = finer(mixed_sizes)
     return StepLimits(
         num_pages=0,
         page_size=config.page_size,
@@ -262,7 +265,7 @@ def step_sizes(
         max_pages_per_row=-(-context_len // config.page_size),
         vocab_size=model.vocab_size,
         pack_rows=PACK_ROWS if backend in SHARING else 0,
-        mixed_sizes=up_to(max_tokens, platform.sizes.mixed_tokens),
+        mixed_sizes=mixed_sizes,
     )
 
 

@@ -83,7 +83,7 @@ def test_log_probabilities_of_an_answer_are_those_of_the_same_prompt(engine):
         ({"model_path": "/no/such/model"}, CheckpointError, "no such file or folder"),
         ({"mesh": "tp=0"}, StartError, "--mesh 'tp=0' is not understood"),
         ({"max_itl_ms": 0}, StartError, "--max-itl-ms must be above 0"),
-        ({"max_itl_ms": 50, "mixed_chunk": False}, StartError, "--max-itl-ms needs prompts in"),
+        ({"max_itl_ms": 50, "mixed_chunk": False}, StartError, "--max-itl-ms needs --enable-ch"),
     ],
 )
 def test_an_engine_that_cannot_start_says_why(folder, settings, error, line):

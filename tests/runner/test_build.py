@@ -8,6 +8,7 @@ from jaxsgl.config import ConfigError, EngineConfig
 from jaxsgl.models.llama import Llama
 from jaxsgl.models.sharding import resolve_layout
 from jaxsgl.models.weights import device_bytes
+from jaxsgl.runner.buckets import make_buckets
 from jaxsgl.runner.build import build_runner, choose_backend, plan_memory, step_sizes
 from jaxsgl.runner.kv_cache import page_bytes
 from jaxsgl.runner.memory import GIB
@@ -77,6 +78,13 @@ def test_sizes_follow_platform_and_settings():
     assert cpu.max_pages_per_row == 2048 // 16
     gpu = step_sizes(EngineConfig(), model, PLATFORMS["gpu"], "triton")
     assert (gpu.num_slots, gpu.max_rows, gpu.max_tokens, gpu.max_logits) == (256, 256, 8192, 256)
+
+    assert gpu.mixed_sizes == (32, 128, 256, 512, 1024, 2048, 4096, 8192)
+    promised = EngineConfig(max_itl_ms=80.0, chunked_prefill_size=3000)
+    gpu = step_sizes(promised, model, PLATFORMS["gpu"], "triton")
+    assert gpu.mixed_sizes == (32, 128, 256, 512, 768, 1024, 1536, 2048, 2524, 3000)
+    mixed = [b.num_tokens for b in make_buckets(gpu, PLATFORMS["gpu"].sizes) if b.mode == "mixed"]
+    assert tuple(mixed) == gpu.mixed_sizes
 
     whole = EngineConfig(chunked_prefill=False, context_length=100)
     assert step_sizes(whole, model, PLATFORMS["cpu"], "xla").max_tokens == 100
