@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,10 @@ from jaxsgl.step import (
     StepPlan,
 )
 
+MIN_SPLIT_TOKENS = 512
+"""Steps of fewer take about as long as reading the weights does, however many they are."""
+STEP_TOKENS = 256
+"""About so many more take as long as one more step does."""
 _NO_EDITS = np.empty((0, 3), np.int32)
 
 
@@ -31,6 +36,7 @@ class PlanBuilder:
     def __init__(self, limits: StepLimits, *, chunked: bool = True) -> None:
         """Without `chunked`, a request gets all the tokens it wants or waits for the next step."""
         self._chunked = chunked
+        self._sizes = limits.mixed_sizes
         self.rows_left = limits.max_rows
         self.tokens_left = limits.max_tokens
         self.logits_left = limits.max_logits
@@ -62,6 +68,20 @@ class PlanBuilder:
         """Take no more than so many further tokens, attending to so many keys between them."""
         self.tokens_left = min(self.tokens_left, num_tokens)
         self._pairs_left = num_pairs
+
+    def fit(self, num_wanted: int) -> None:
+        """So many further tokens are wanted. Where they would leave most of their padded size
+        empty, fill the size below it: what is left over costs less in the next step."""
+        begin = self._q_start[-1]
+        end = begin + min(num_wanted, self.tokens_left)
+        index = bisect_left(self._sizes, end)
+        if not self._chunked or index == 0 or index == len(self._sizes):
+            return
+        below, above = self._sizes[index - 1 : index + 1]
+        if below < begin + STEP_TOKENS or below < MIN_SPLIT_TOKENS:
+            return
+        if end - below + STEP_TOKENS < above - end:
+            self.tokens_left = below - begin
 
     def num_takeable(self, request: Request, *, computed: int | None = None) -> int:
         """How many of the tokens that `request` wants fit into what is left of this step.

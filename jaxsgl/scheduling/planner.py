@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,10 +81,20 @@ class Planner:
         short = self._continue_rows(builder, ones)
         if self._pace is not None and builder.requests and (many or len(self._waiting)):
             self._pace.bound(builder, many[0].computed if many else 0)
+        builder.fit(self._num_wanted(builder, many))
         short |= self._continue_rows(builder, many)
         # While pages are short nobody joins, unless nothing else is left to do.
         if not short or (not builder.requests and idle):
             self._admit_waiting(builder)
+
+    def _num_wanted(self, builder: PlanBuilder, many: list[Request]) -> int:
+        """Tokens of prompts that could be in this step, if none of those who wait is cached."""
+        num_wanted = sum(request.num_wanted for request in many)
+        for request in islice(self._waiting, self._places.num_free_slots):
+            if num_wanted >= builder.tokens_left:
+                break
+            num_wanted += request.known
+        return num_wanted
 
     def _fill_prefill_first(self, builder: PlanBuilder, idle: bool) -> None:
         """Prompts alone while there are any; only then single tokens."""

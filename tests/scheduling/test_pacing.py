@@ -120,3 +120,35 @@ def test_answers_stay_what_they_are(seed: int):
         pass
     for i, prompt in enumerate(prompts):
         assert bench.answers[str(i)].token_ids == expected_tokens(prompt, 8, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("prompt_lens", "steps"),
+    [
+        ([1024], [1024]),
+        ([1100], [1024, 76]),
+        ([1700], [1700]),  # to wait for the next step would cost more than the padding
+        ([700, 400], [1024, 76]),
+        ([530], [512, 18]),
+        ([300], [300]),
+        ([2100], [2048, 52]),  # no more fit anyway
+    ],
+)
+def test_steps_are_not_mostly_padding(prompt_lens: list[int], steps: list[int]):
+    limits = make_limits(
+        num_pages=1024, max_tokens=2048, max_pages_per_row=1000, mixed_sizes=(256, 512, 1024, 2048)
+    )
+    bench = Bench(limits, depth=0, radix=False)
+    for i, prompt_len in enumerate(prompt_lens):
+        bench.add(str(i), [1 + i] * prompt_len, max_tokens=2, ignore_eos=True)
+    plans: list[int] = []
+    dispatch = bench.runner.dispatch
+    bench.runner.dispatch = lambda plan: plans.append(plan.num_tokens) or dispatch(plan)
+    while bench.step():
+        pass
+    # A prompt that ended in the first step has its second token in the next one.
+    num_ones = len(prompt_lens) - 1
+    assert plans[: len(steps)] == [steps[0], *(num_tokens + num_ones for num_tokens in steps[1:])]
+    for i, prompt_len in enumerate(prompt_lens):
+        expected = expected_tokens([1 + i] * prompt_len, 2, ignore_eos=True)
+        assert bench.answers[str(i)].token_ids == expected
