@@ -145,6 +145,8 @@ class SimulatedReplica:
         max_tokens: int = 512,
         policy: str = "fcfs",
         radix: bool = True,
+        fair: bool = True,
+        tenant_quota: float | None = None,
         cost: StepCost | None = None,
         max_itl_s: float | None = None,
     ) -> None:
@@ -166,7 +168,11 @@ class SimulatedReplica:
             KVCacheManager(num_pages, page_size, radix=radix),
             Vocabulary([], ()),
             SchedulingSettings(
-                max_len=(num_pages - 1) * page_size, policy=policy, max_itl_s=max_itl_s
+                max_len=(num_pages - 1) * page_size,
+                policy=policy,
+                max_itl_s=max_itl_s,
+                fair=fair,
+                tenant_quota=tenant_quota,
             ),
         )
         self._actor = SchedulerActor(
@@ -195,8 +201,10 @@ class SimulatedReplica:
         prompt_ids: list[int],
         max_tokens: int,
         on_first: Callable[[], None] = lambda: None,
+        *,
+        tenant: str = "",
     ) -> SimulatedAnswer:
-        """`on_first` is called with the first token."""
+        """`on_first` is called with the first token. Tenants share no prefixes."""
         loop = asyncio.get_running_loop()
         request_id = str(self._num_asked)
         self._num_asked += 1
@@ -204,7 +212,8 @@ class SimulatedReplica:
             loop.create_future(), loop.time(), on_first
         )
         sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True, seed=0)
-        self._actor.deliver(Admit(request_id, prompt_ids, sampling))
+        admit = Admit(request_id, prompt_ids, sampling, cache_namespace=tenant, tenant=tenant)
+        self._actor.deliver(admit)
         return await collector.done
 
     def tell_prefixes(self, on_changes: Callable[[PrefixChanges], None]) -> None:

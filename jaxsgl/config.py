@@ -142,6 +142,16 @@ class EngineConfig:
         "order in which waiting requests are admitted",
         choices=("fcfs", "lpm", "dfs-weight", "lof", "random", "priority"),
     )
+    fair_queue: bool = option(
+        True,
+        "let API keys take turns by the tokens each was served; the schedule policy decides among "
+        "the requests of one key",
+    )
+    key_quota: float | None = option(
+        None,
+        "share of KV pages and of --max-num-reqs, 0 to 1, beyond which running requests of a key "
+        "give way to waiting ones of other keys; default: they run to their end",
+    )
     priority_preemption_threshold: int = option(
         0,
         "with the priority policy: how much more urgent a request must be to displace another",

@@ -84,7 +84,7 @@ class Replica:
         Raises CheckpointError, TokenizerError or ConfigError, one line each, if that cannot be
         done.
         """
-        _check_quota(config)
+        check_quotas(config)
         check_grammar_limits(config)
         max_itl_s = _max_itl_s(config)
         faults = parse_faults(config.inject_fault) if config.inject_fault else []
@@ -113,6 +113,8 @@ class Replica:
             share_prefixes=config.radix_cache,
             preemption_threshold=config.priority_preemption_threshold,
             max_itl_s=max_itl_s,
+            fair=config.fair_queue,
+            tenant_quota=config.key_quota,
             seed=config.random_seed,
         )
         grammars = GrammarActor(
@@ -124,7 +126,8 @@ class Replica:
             send,
             grammars=grammars,
             overlap=config.overlap,
-            capacity=2 * (limits.max_rows + config.max_queued_requests) + 64,
+            # Each may be aborted, and the fair queue lets in as many again at worst.
+            capacity=4 * (limits.max_rows + config.max_queued_requests) + 64,
             timeline=timeline,
         )
         profiles = ProfileDesk(send, start=_start_trace, stop=jax.profiler.stop_trace)
@@ -186,9 +189,14 @@ def _start_trace(folder: str) -> None:
     jax.profiler.start_trace(folder, profiler_options=options)
 
 
-def _check_quota(config: EngineConfig) -> None:
-    if config.cache_quota is not None and not 0 <= config.cache_quota <= 1:
-        raise ConfigError(f"--cache-quota {config.cache_quota:g} is not a share from 0 to 1")
+def check_quotas(config: EngineConfig) -> None:
+    """Raise ConfigError for a share that is none, or of which nothing would come."""
+    shares = {"--cache-quota": config.cache_quota, "--key-quota": config.key_quota}
+    for flag, share in shares.items():
+        if share is not None and not 0 <= share <= 1:
+            raise ConfigError(f"{flag} {share:g} is not a share from 0 to 1")
+    if config.key_quota is not None and not config.fair_queue:
+        raise ConfigError("--key-quota needs the fair queue: leave out --disable-fair-queue")
 
 
 def _quota_pages(config: EngineConfig, num_pages: int) -> int | None:

@@ -171,6 +171,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams = SamplingParams()
     cache_namespace: str = ""
     """Prefixes are shared only between requests of equal namespace."""
+    tenant: str = ""
+    """Whose request it is: tenants take turns. A namespace is of one tenant."""
     priority: int = 0
     """Larger is more urgent; used by the `priority` schedule policy alone."""
     timeout_s: float | None = None

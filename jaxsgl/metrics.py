@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Summary, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -31,6 +31,7 @@ from jaxsgl.interface import (
     ReplicaLatency,
     ReplicaReport,
     TimeHistogram,
+    Usage,
 )
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -74,6 +75,15 @@ class Metrics:
             "Times a replica was started again after one had died",
             registry=self._registry,
         )
+        self._key_requests = self._by_key("requests", "Answers to the holder of an API key")
+        self._key_prompt_tokens = self._by_key("prompt_tokens", "Prompt tokens of those answers")
+        self._key_tokens = self._by_key("generation_tokens", "Tokens generated in them")
+        self._key_wait = Summary(
+            f"{prefix}key_time_to_first_token_seconds",
+            "From admission to the first token, by API key",
+            ["key"],
+            registry=self._registry,
+        )
         self._time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "From admission to the first token", _TTFT_BUCKETS_S
         )
@@ -96,6 +106,9 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(self._prefix + name, text, buckets=buckets, registry=self._registry)
 
+    def _by_key(self, name: str, text: str) -> Counter:
+        return Counter(f"{self._prefix}key_{name}", text, ["key"], registry=self._registry)
+
     def watch_engine(self, read_stats: Callable[[], EngineStats]) -> None:
         """Expose what `read_stats` returns at each scrape. Call once."""
         self._registry.register(_EngineCollector(self._prefix, read_stats))
@@ -104,8 +117,11 @@ class Metrics:
         """Expose each replica of what `read` returns at each scrape. Call once."""
         self._registry.register(_ReplicaCollector(self._prefix, read))
 
-    def first_token(self, elapsed_s: float) -> None:
+    def first_token(self, elapsed_s: float, key: str = "") -> None:
+        """Of a request of the API key of this label; "" for none."""
         self._time_to_first_token.observe(elapsed_s)
+        if key:
+            self._key_wait.labels(key).observe(elapsed_s)
 
     def later_tokens(self, gap_s: float, num_tokens: int) -> None:
         """`num_tokens` arrived together, `gap_s` after the delivery before."""
@@ -114,6 +130,13 @@ class Metrics:
     def request_finished(self, finish: Finish, elapsed_s: float) -> None:
         self._requests.labels(finish.kind).inc()
         self._e2e_latency.observe(elapsed_s)
+
+    def key_served(self, key: str, usage: Usage) -> None:
+        """The API key of this label has got an answer. Nothing happens for ""."""
+        if key:
+            self._key_requests.labels(key).inc()
+            self._key_prompt_tokens.labels(key).inc(usage.prompt_tokens)
+            self._key_tokens.labels(key).inc(usage.completion_tokens)
 
     def request_refused(self) -> None:
         """The client asked for something that it cannot have, or cannot have now."""

@@ -21,8 +21,8 @@ async def answer_deltas(
 ) -> AsyncGenerator[IndexedDelta, None]:
     """Yield (index of the request, delta) as deltas come, until every request has had its last.
 
-    The requests share cached prefixes with others of the same `tenant` alone, and their ids too
-    are his: the same id may be in use elsewhere.
+    The requests wait in the name of the `tenant` and share cached prefixes with others of his
+    alone. Their ids too are his: the same id may be in use elsewhere.
 
     Raises the EngineError of the first request that is refused or fails. However it ends, closing
     included, the requests that still run are aborted.
@@ -74,6 +74,7 @@ def _of_tenant(request: GenerateRequest, tenant: str) -> GenerateRequest:
         request,
         request_id=engine_id(request.request_id, tenant),
         cache_namespace=f"{tenant}/{request.cache_namespace}",
+        tenant=tenant,
     )
 
 
@@ -84,6 +85,7 @@ async def _observed(
     log."""
     metrics, config = context.metrics, context.config
     log = RequestLog(config.log_requests_level, request) if config.log_requests else None
+    key = context.keys.label(tenant)
     started = time.perf_counter()
     previous: float | None = None
     counted = False
@@ -96,12 +98,13 @@ async def _observed(
                     log.note(delta)
                 if delta.token_ids:
                     if previous is None:
-                        metrics.first_token(now - started)
+                        metrics.first_token(now - started, key)
                     else:
                         metrics.later_tokens(now - previous, len(delta.token_ids))
                     previous = now
                 if delta.finish is not None:
                     metrics.request_finished(delta.finish, now - started)
+                    metrics.key_served(key, delta.usage)
                     counted, how = True, delta.finish.kind
                 yield delta
         if not counted:

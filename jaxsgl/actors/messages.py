@@ -42,6 +42,8 @@ class Admit(msgspec.Struct, frozen=True, tag="admit"):
     timeout_s: float | None = None
     told: Told | None = None
     """The answer goes on behind these tokens; nothing of them is told again."""
+    tenant: str = ""
+    """A name for the holder of an API key that tells nothing of the key itself."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

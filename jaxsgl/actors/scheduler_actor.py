@@ -223,6 +223,7 @@ class SchedulerActor(Service):
                 message.prompt_ids,
                 message.sampling,
                 namespace=message.cache_namespace,
+                tenant=message.tenant,
                 priority=message.priority,
                 deadline_s=deadline_s,
                 answer_ids=told.token_ids,

@@ -91,6 +91,11 @@ class KVCacheManager:
         """Locks not yet given back: one for each open lease."""
         return self._tree.num_receipts
 
+    def num_protected_in(self, namespace: str) -> int:
+        """Those of `num_protected` that are of one namespace."""
+        home = self._tree.namespaces.get(namespace)
+        return 0 if home is None else home.num_protected
+
     # -- The life of a lease.
 
     def match_len(self, namespace: str, token_ids: TokenIds) -> int:

@@ -66,6 +66,7 @@ def admission(
         request.cache_namespace,
         request.priority,
         request.timeout_s,
+        tenant=request.tenant,
     )
 
 

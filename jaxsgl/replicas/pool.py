@@ -41,6 +41,7 @@ from jaxsgl.interface import (
 from jaxsgl.replicas.admission import SeedStream, admission
 from jaxsgl.replicas.bell import Bell
 from jaxsgl.replicas.capacity import Share, active_line, loss_lines
+from jaxsgl.replicas.crowd import Crowd
 from jaxsgl.replicas.dispatch import Dispatcher, Place
 from jaxsgl.replicas.entrance import Entrance
 from jaxsgl.replicas.journey import Journey, Quarantine, Quarantined
@@ -120,6 +121,8 @@ class ReplicaPool(SeatOwner):
         """By id, of every request that was accepted and has not ended."""
         self._entrance = Entrance()
         """Where requests are while they are accepted and at no replica."""
+        self._crowd = Crowd()
+        """All who were accepted."""
         self._retired = EngineStats()
         """Counters of replicas that are gone."""
         self._weights: UpdateWeights | None = None
@@ -416,12 +419,17 @@ class ReplicaPool(SeatOwner):
         check_sampling(request.sampling)
         if request.timeout_s is not None and request.timeout_s <= 0:
             raise DeadlineExceeded("the request's deadline has passed", code="deadline_exceeded")
-        self._check_queue()
+        self._check_queue(request.tenant)
         request_id = request.request_id
         if request_id in self._journeys:
             raise InvalidRequest(f"request id {request_id!r} is in use", param="request_id")
         with self._entrance:
-            journey = await self._set_out(request)
+            self._crowd.join(request.tenant)
+            try:
+                journey = await self._set_out(request)
+            except BaseException:
+                self._crowd.leave(request.tenant)
+                raise
         try:
             while True:
                 place = await self._place(journey)
@@ -446,6 +454,7 @@ class ReplicaPool(SeatOwner):
                     self._dispatcher.leave(place)
         finally:
             del self._journeys[request_id]
+            self._crowd.leave(request.tenant)
 
     # Its parts.
 
@@ -486,12 +495,16 @@ class ReplicaPool(SeatOwner):
         if journey.is_quarantined:
             raise Quarantined
 
-    def _check_queue(self) -> None:
-        """Refuse before any work is done for the request."""
+    def _check_queue(self, tenant: str = "") -> None:
+        """Refuse before any work is done for the request. A tenant that has less than its share of
+        the places is let in all the same when others have taken them."""
         up = self._up_seats()
         num_open = self._entrance.num_inside + sum(seat.num_open for seat in up)
         num_slots = sum(seat.load.stats.slots_total for seat in up)
-        if num_open >= self._config.max_queued_requests + num_slots:
+        num_places = self._config.max_queued_requests + num_slots
+        if num_open < num_places:
+            return
+        if not self._config.fair_queue or self._crowd.has_its_share(tenant, num_places):
             raise QueueFull("too many requests are waiting")
 
     def _up_seats(self) -> list[Seat]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from jaxsgl.cache.manager import KVCacheManager
 from jaxsgl.scheduling.admission import AdmissionController
+from jaxsgl.scheduling.fair_queue import FairQueue
 from jaxsgl.scheduling.pacing import Pace
 from jaxsgl.scheduling.placements import Placements
 from jaxsgl.scheduling.plan_builder import PlanBuilder
@@ -17,7 +18,8 @@ from jaxsgl.scheduling.policies import WINDOW
 from jaxsgl.scheduling.prefix_sharing import is_worth_waiting
 from jaxsgl.scheduling.request import Request, Status
 from jaxsgl.scheduling.settings import SchedulingSettings
-from jaxsgl.scheduling.waiting_queue import WaitingQueue
+from jaxsgl.scheduling.tenant_quota import TenantQuota
+from jaxsgl.step import StepLimits
 
 
 class Planner:
@@ -27,10 +29,10 @@ class Planner:
         self,
         cache: KVCacheManager,
         places: Placements,
-        waiting: WaitingQueue,
+        waiting: FairQueue,
         settings: SchedulingSettings,
         *,
-        page_size: int,
+        limits: StepLimits,
         pace: Pace | None,
         retract: Callable[[Request], None],
         admitted: Callable[[Request, int], None],
@@ -44,11 +46,19 @@ class Planner:
         self._pace = pace
         self._retract = retract
         self._admitted = admitted
-        self._admission = AdmissionController(page_size)
+        self._admission = AdmissionController(limits.page_size)
+        self._quota = TenantQuota(
+            cache,
+            places,
+            self._admission,
+            settings.tenant_quota,
+            num_pages=limits.num_pages - 1,
+            num_slots=limits.num_slots,
+        )
 
     def fill(self, builder: PlanBuilder, *, idle: bool) -> None:
         """Add to `builder` every row that is to run; `idle` says that no step is in flight."""
-        if self._settings.policy == "priority":
+        if self._settings.policy == "priority" or self._quota.is_set:
             self._make_way()
         if self._settings.mixed_chunks:
             self._fill_mixed(builder, idle)
@@ -57,17 +67,49 @@ class Planner:
         self._admission.after_step()
 
     def _make_way(self) -> None:
-        """Retract the least urgent running request if a more urgent one waits and has no room.
+        """Retract a running request if one waits that has no room and more right to it.
 
         One a step, and none while the last one's things have not come back.
         """
         if not len(self._waiting) or self._places.leaving:
             return
-        request = self._waiting.in_order()[0]
+        request = self._first_welcome()
+        if request is None or (self._places.num_free_slots and self._has_pages_for(request)):
+            return
+        victim = self._less_urgent(request) or self._in_excess(request)
+        if victim is not None:
+            self._retract(victim)
+
+    def _first_welcome(self) -> Request | None:
+        barred: set[str] = set()
+        for request in self._waiting.in_order():
+            if request.tenant not in barred:
+                if self._may_join(request):
+                    return request
+                barred.add(request.tenant)
+        return None
+
+    def _less_urgent(self, request: Request) -> Request | None:
+        """Under the priority policy, the running request that a waiting one of the same tenant
+        may displace."""
+        if self._settings.policy != "priority":
+            return None
         limit = request.priority - self._settings.preemption_threshold
-        victims = [r for r in self._places.running if r.priority < limit]
-        if victims and not (self._places.num_free_slots and self._has_pages_for(request)):
-            self._retract(min(victims, key=lambda r: (r.priority, -r.arrival)))
+        running = self._places.running
+        victims = [r for r in running if r.tenant == request.tenant and r.priority < limit]
+        return _least_urgent(victims) if victims else None
+
+    def _in_excess(self, request: Request) -> Request | None:
+        """The running request that a waiting one of another tenant, itself within its quota, may
+        displace."""
+        if not self._quota.allows(request):
+            return None
+        others = [r for r in self._places.running if r.tenant != request.tenant]
+        return self._quota.victim(others)
+
+    def _may_join(self, request: Request) -> bool:
+        """A tenant's quota holds only while others wait."""
+        return self._waiting.num_tenants < 2 or self._quota.allows(request)
 
     def _has_pages_for(self, request: Request) -> bool:
         match_len = self._cache.match_len(request.namespace, request.known_ids())
@@ -151,8 +193,7 @@ class Planner:
                 return None  # Their pages are about to come back.
             candidates = [r for r in self._places.running if r not in builder.requests]
             self._admission.after_retraction(self._places.running)
-            # The least urgent, and of those the latest: in the end the oldest always gets through.
-            self._retract(min(candidates, key=lambda r: (r.priority, -r.arrival)))
+            self._retract(self._quota.victim(candidates) or _least_urgent_of_latest(candidates))
             if request.status is not Status.RUNNING:
                 return None
 
@@ -165,12 +206,18 @@ class Planner:
         in_order = self._waiting.in_order()
         if self._cache.num_free < self._admission.num_needed(in_order[0]):
             self._keep_what_is_waited_for(in_order)
+        barred: set[str] = set()
         for request in in_order:
             if builder.num_takeable(request) == 0:
                 return
+            if request.tenant in barred:
+                continue
             if self._settings.share_prefixes and is_worth_waiting(
                 request, self._cache.match_len(request.namespace, request.known_ids()), prefilling
             ):
+                continue
+            if not self._may_join(request):
+                barred.add(request.tenant)
                 continue
             num_more = self._place(builder, request, num_reserved)
             if num_more is None:
@@ -212,3 +259,14 @@ class Planner:
                 return num_needed - len(new_pages)
         self._cache.close(lease, None)
         return None
+
+
+def _least_urgent(requests: list[Request]) -> Request:
+    return min(requests, key=lambda r: (r.priority, -r.arrival))
+
+
+def _least_urgent_of_latest(requests: list[Request]) -> Request:
+    """Of the tenant of the latest: nobody's urgency is at the cost of another tenant, and in the
+    end the oldest always gets through."""
+    tenant = max(requests, key=lambda r: r.arrival).tenant
+    return _least_urgent([r for r in requests if r.tenant == tenant])

@@ -1,13 +1,14 @@
 """In which order waiting requests are offered a place.
 
 A policy sorts; it neither admits nor refuses. Those that look at the cache sort only the oldest
-`WINDOW` requests, which bounds their cost; the rest follows in the order of arrival.
+`window` requests, which bounds their cost; the rest follows in the order of arrival.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Protocol
 
 from jaxsgl.scheduling.request import Request
 
@@ -15,31 +16,43 @@ WINDOW = 128
 
 type MatchLen = Callable[[Request], int]
 """Tokens of a request that the radix cache holds now."""
-type Policy = Callable[[list[Request], MatchLen], list[Request]]
-"""Takes waiting requests, oldest first, and returns all of them in the order to admit them."""
 
 
-def first_come_first_served(waiting: list[Request], match_len: MatchLen) -> list[Request]:
+class Policy(Protocol):
+    """Takes waiting requests, oldest first, and returns all of them in the order to admit them."""
+
+    def __call__(
+        self, waiting: list[Request], match_len: MatchLen, window: int = WINDOW
+    ) -> list[Request]: ...
+
+
+def first_come_first_served(
+    waiting: list[Request], match_len: MatchLen, window: int = WINDOW
+) -> list[Request]:
     return waiting
 
 
-def longest_prefix_match(waiting: list[Request], match_len: MatchLen) -> list[Request]:
+def longest_prefix_match(
+    waiting: list[Request], match_len: MatchLen, window: int = WINDOW
+) -> list[Request]:
     """Most cached tokens first, so that what is cached is used before it is evicted."""
-    oldest = sorted(waiting[:WINDOW], key=match_len, reverse=True)
-    return oldest + waiting[WINDOW:]
+    oldest = sorted(waiting[:window], key=match_len, reverse=True)
+    return oldest + waiting[window:]
 
 
-def depth_first_weight(waiting: list[Request], match_len: MatchLen) -> list[Request]:
+def depth_first_weight(
+    waiting: list[Request], match_len: MatchLen, window: int = WINDOW
+) -> list[Request]:
     """Depth first through the cached prefixes, branches that more requests wait for first.
 
     Requests under one branch run one after another, while that branch is in use and so not evicted.
     From "SGLang: Efficient Execution of Structured Language Model Programs" (arXiv 2312.07104),
     theorem 3.1: depth-first order has the best hit rate for a batch.
     """
-    oldest = waiting[:WINDOW]
+    oldest = waiting[:window]
     prefixes = [r.tokens[: match_len(r)] for r in oldest]
     order = _depth_first(list(range(len(oldest))), prefixes, 0)
-    return [oldest[i] for i in order] + waiting[WINDOW:]
+    return [oldest[i] for i in order] + waiting[window:]
 
 
 def _depth_first(members: list[int], prefixes: list[list[int]], depth: int) -> list[int]:
@@ -59,18 +72,24 @@ def _depth_first(members: list[int], prefixes: list[list[int]], depth: int) -> l
     return below + ending
 
 
-def longest_output_first(waiting: list[Request], match_len: MatchLen) -> list[Request]:
+def longest_output_first(
+    waiting: list[Request], match_len: MatchLen, window: int = WINDOW
+) -> list[Request]:
     return sorted(waiting, key=lambda r: r.want_limit - r.known, reverse=True)
 
 
-def highest_priority_first(waiting: list[Request], match_len: MatchLen) -> list[Request]:
+def highest_priority_first(
+    waiting: list[Request], match_len: MatchLen, window: int = WINDOW
+) -> list[Request]:
     return sorted(waiting, key=lambda r: r.priority, reverse=True)
 
 
 def random_order(seed: int) -> Policy:
     generator = random.Random(seed)
 
-    def shuffled(waiting: list[Request], match_len: MatchLen) -> list[Request]:
+    def shuffled(
+        waiting: list[Request], match_len: MatchLen, window: int = WINDOW
+    ) -> list[Request]:
         return generator.sample(waiting, len(waiting))
 
     return shuffled

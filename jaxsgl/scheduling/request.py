@@ -65,6 +65,7 @@ class Request:
         "slot",
         "status",
         "stop_matcher",
+        "tenant",
         "tokens",
         "void_step_id",
         "want_limit",
@@ -80,6 +81,7 @@ class Request:
         max_len: int,
         eos_token_ids: tuple[int, ...],
         namespace: str = "",
+        tenant: str = "",
         priority: int = 0,
         deadline_s: float | None = None,
     ) -> None:
@@ -87,6 +89,7 @@ class Request:
         self.sampling = sampling
         self.arrival = arrival
         self.namespace = namespace
+        self.tenant = tenant
         self.priority = priority
         self.deadline_s = deadline_s
         """On the scheduler's clock."""

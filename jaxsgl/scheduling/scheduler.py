@@ -8,7 +8,7 @@ dispatched step that mentions it has been applied, whichever way the request end
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from jaxsgl.cache.manager import KVCacheManager
 from jaxsgl.cache.prefix_journal import JournalEntry, PrefixJournal
 from jaxsgl.grammar.constraint import Constraint
 from jaxsgl.interface import EngineStats, Finish, SamplingParams
+from jaxsgl.scheduling.fair_queue import FairQueue
 from jaxsgl.scheduling.outputs import RowOutput, SchedulerOutputs
 from jaxsgl.scheduling.pacing import Pace
 from jaxsgl.scheduling.placements import Placements
@@ -27,7 +28,6 @@ from jaxsgl.scheduling.results import StepReader, TokenTexts, held_text, resume,
 from jaxsgl.scheduling.settings import SchedulingSettings
 from jaxsgl.scheduling.shared_prefixes import PrefixSharing
 from jaxsgl.scheduling.step_costs import StepWork
-from jaxsgl.scheduling.waiting_queue import WaitingQueue
 from jaxsgl.step import StepLimits, StepPlan, StepResult
 
 MAX_STEP_FAILURES = 2
@@ -81,7 +81,7 @@ class Scheduler:
         """Those of them that have a deadline."""
         self._compiling: dict[str, Request] = {}
         """Those of them whose grammar is being compiled."""
-        self._waiting = WaitingQueue(make_policy(settings.policy, settings.seed), self._match_len)
+        self._waiting = FairQueue(make_policy(settings.policy, settings.seed), self._match_len)
         self._places = Placements(cache, limits.num_slots)
         self._sharing = PrefixSharing(limits.page_size, limits.pack_rows)
         self._pace = None if settings.max_itl_s is None else Pace(settings.max_itl_s, limits)
@@ -90,7 +90,7 @@ class Scheduler:
             self._places,
             self._waiting,
             settings,
-            page_size=limits.page_size,
+            limits=limits,
             pace=self._pace,
             retract=self._retract,
             admitted=self._count_admission,
@@ -119,12 +119,14 @@ class Scheduler:
         sampling: SamplingParams,
         *,
         namespace: str = "",
+        tenant: str = "",
         priority: int = 0,
         deadline_s: float | None = None,
         answer_ids: Sequence[int] = (),
         cached_tokens: int = 0,
     ) -> None:
-        """Queue a request. `sampling.seed` is set; `deadline_s` is on the caller's clock.
+        """Queue a request of a tenant. `sampling.seed` is set; `deadline_s` is on the caller's
+        clock.
 
         One whose draws are constrained waits outside the queue for `constrain` or `forget`.
 
@@ -147,6 +149,7 @@ class Scheduler:
             max_len=max_len,
             eos_token_ids=self._vocabulary.eos_token_ids,
             namespace=namespace,
+            tenant=tenant if self._settings.fair else "",
             priority=priority,
             deadline_s=deadline_s,
         )
@@ -265,6 +268,7 @@ class Scheduler:
         if request.cached_tokens < 0:
             request.cached_tokens = num_reused
             self._placed.append(request.request_id)
+            self._waiting.charge_prompt(request.tenant, request.known - num_reused)
             self._prompt_tokens += request.prompt_len
             self._cached_tokens += num_reused
         else:
@@ -287,6 +291,7 @@ class Scheduler:
             self._pace.observe(flight.work, elapsed_s)
         reader = StepReader(flight.plan, result, self._texts)
         kv_len = flight.plan.kv_len.tolist()
+        generated = defaultdict[str, int](int)
         for row, request in enumerate(flight.requests):
             if request.void_step_id >= result.step_id:
                 continue
@@ -294,12 +299,15 @@ class Scheduler:
             # Less than the step computed where the row's draw was skipped: that comes again.
             request.committed = min(kv_len[row], request.computed)
             if output is not None:
-                self._generated_tokens += len(output.token_ids)
+                generated[request.tenant] += len(output.token_ids)
                 self._rows.append(output)
                 if output.finish is not None:
                     self._retire(request)
             if not request.published and request.committed >= request.prompt_len:
                 self._publish_prompt(request)
+        for tenant, num_tokens in generated.items():
+            self._generated_tokens += num_tokens
+            self._waiting.charge_generated(tenant, num_tokens)
         # Only now: while its rows were read, nothing of this step may be given back.
         self._in_flight.popleft()
         self._release_retired()

@@ -22,4 +22,9 @@ class SchedulingSettings:
     must be, beyond being more urgent at all, to take its place."""
     max_itl_s: float | None = None
     """With `mixed_chunks`: what a step with decoding rows may take, see `pacing.Pace`."""
+    fair: bool = True
+    """Tenants take turns by what they were served; otherwise all are one."""
+    tenant_quota: float | None = None
+    """Share of pages and slots, 0 to 1, beyond which a tenant's running requests give way to those
+    of others that wait. Only where they take turns."""
     seed: int = 0

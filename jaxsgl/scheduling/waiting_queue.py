@@ -1,11 +1,11 @@
-"""Requests that hold nothing yet, and the order in which they are offered a place."""
+"""One tenant's requests that hold nothing yet, and the order in which they are offered a place."""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
 
-from jaxsgl.scheduling.policies import MatchLen, Policy
+from jaxsgl.scheduling.policies import WINDOW, MatchLen, Policy
 from jaxsgl.scheduling.request import Request
 
 MIN_OVERTAKEN = 8
@@ -39,13 +39,14 @@ class WaitingQueue:
     def remove(self, request: Request) -> None:
         del self._requests[self._index(request)]
 
-    def in_order(self) -> list[Request]:
-        """Everyone, those to be admitted first first."""
+    def in_order(self, window: int = WINDOW) -> list[Request]:
+        """Everyone, those to be admitted first first. `window` is the policy's."""
         aged = [r for r in self._requests if r.num_overtaken >= r.max_overtaken]
         if not aged:
-            return self._policy(self._requests.copy(), self._match_len)
+            return self._policy(self._requests.copy(), self._match_len, window)
         rest = [r for r in self._requests if r.num_overtaken < r.max_overtaken]
-        return self._policy(aged, self._match_len) + self._policy(rest, self._match_len)
+        aged = self._policy(aged, self._match_len, window)
+        return aged + self._policy(rest, self._match_len, window)
 
     def admit(self, request: Request) -> None:
         """Remove a request that got its place; those it overtook grow older."""

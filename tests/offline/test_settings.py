@@ -2,10 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jaxsgl.config import ConfigError, EngineConfig
+from jaxsgl.engine import check_quotas
 from jaxsgl.offline.settings import engine_config
 
 
@@ -50,3 +52,16 @@ def test_what_is_wrong_is_told_in_one_line(settings, line):
 
 def test_every_default_may_be_given():
     assert engine_config(dataclasses.asdict(EngineConfig())) == EngineConfig()
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"key_quota": 1.5}, "--key-quota 1.5 is not a share from 0 to 1"),
+        ({"cache_quota": -1.0}, "--cache-quota -1 is not a share from 0 to 1"),
+        ({"key_quota": 0.5, "fair_queue": False}, "--key-quota needs the fair queue"),
+    ],
+)
+def test_quotas_that_mean_nothing(settings: dict[str, Any], line: str):
+    with pytest.raises(ConfigError, match=line):
+        check_quotas(engine_config(settings))

@@ -43,6 +43,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         threshold=st.integers(0, 1),
         eviction=st.sampled_from(sorted(POLICIES)),
         quota=st.none() | st.integers(0, 6),
+        fair=st.booleans(),
+        tenant_quota=st.sampled_from([None, 0.0, 0.3, 0.6]),
     )
     def start(
         self,
@@ -58,6 +60,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         threshold,
         eviction,
         quota,
+        fair,
+        tenant_quota,
     ):
         self.max_len = (num_pages - 1) * page_size
         self.limits = make_limits(
@@ -82,6 +86,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 chunked_prefill=chunked,
                 share_prefixes=share,
                 preemption_threshold=threshold,
+                fair=fair,
+                tenant_quota=tenant_quota,
             ),
         )
         self.runner = FakeRunner(self.limits)
@@ -97,7 +103,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 8),
         seed=st.integers(0, 2),
         priority=st.integers(0, 2),
-        namespace=st.sampled_from(["", "other"]),
+        namespace=st.sampled_from(["", "other", "other/salt"]),
         timeout_s=st.none() | st.integers(1, 20),
     )
     def admit(self, prompt, max_tokens, seed, priority, namespace, timeout_s):
@@ -110,6 +116,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             prompt,
             sampling,
             namespace=namespace,
+            tenant=namespace.partition("/")[0],
             priority=priority,
             deadline_s=deadline_s,
         )

@@ -47,6 +47,8 @@ class Trace:
             chunked_prefill=chunked,
             share_prefixes=rng.random() < 0.8,
             preemption_threshold=rng.randint(0, 1),
+            fair=seed % 3 > 0,
+            tenant_quota=(None, 0.2, 0.5)[seed // 3 % 3],
             seed=seed,
         )
         cache = KVCacheManager(
@@ -94,11 +96,13 @@ class Trace:
             prompt_logprobs_from=rng.randint(0, 9),
         )
         request_id = str(len(self.told))
+        namespace = rng.choice(["", "other"])
         self.scheduler.add(
             request_id,
             prompt,
             sampling,
-            namespace=rng.choice(["", "other"]),
+            namespace=namespace,
+            tenant=namespace,
             priority=rng.randint(0, 2),
             deadline_s=self.now_s + rng.randint(1, 20) if rng.random() < 0.1 else None,
         )

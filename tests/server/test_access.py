@@ -153,6 +153,19 @@ async def test_responses_are_for_the_key_that_made_them() -> None:
                     assert (await response.json())["error"]["param"] == "previous_response_id"
 
 
+async def test_a_request_names_the_holder_of_its_key_and_not_the_key() -> None:
+    config = parsed("--api-key", "user-key", "--api-key", "second")
+    async with serve(config) as served:
+        for key, salt in (("user-key", "x"), ("user-key", "y"), ("second", "x")):
+            sent = {"Authorization": f"Bearer {key}"}
+            body = {"prompt": "a", "max_tokens": 1, "cache_salt": salt}
+            async with served.session.post(served.url + TEXT, json=body, headers=sent) as response:
+                assert response.status == 200
+        first, again, second = (request.tenant for request in served.engine.requests)
+    assert first == again != second
+    assert first and second and "user-key" not in first
+
+
 async def test_without_keys_all_share_a_cache_but_for_their_salt() -> None:
     found = await namespaces(ServerConfig(), (USER, {}), ({}, {}), ({}, {"cache_salt": "x"}))
     assert found == ["", "", "x"]
@@ -179,6 +192,13 @@ def test_the_key_of_a_user_is_not_the_admins() -> None:
         keys.tenant("admin", {"Authorization": "Bearer user"})
     assert keys.tenant("open", {}) == ""
     assert keys.tenant("key", {"Authorization": "Bearer admin"}) != ""
+
+
+def test_metrics_tell_keys_by_their_number() -> None:
+    keys = Keys(("one", "two"), ("boss",))
+    sent = [{"Authorization": f"Bearer {key}"} for key in ("one", "two", "boss")]
+    assert [keys.label(keys.tenant("key", each)) for each in sent] == ["1", "2", "admin-1"]
+    assert keys.label("") == ""
 
 
 @pytest.mark.parametrize("key", ["", " ", "a b", "schlüssel", "x" * 513, "line\nbreak"])

@@ -51,10 +51,10 @@ class Served:
             return response.status, await response.json(), response.headers
 
     async def complete(
-        self, prompt: list[int], **fields: Any
+        self, prompt: list[int], key: str = "", **fields: Any
     ) -> tuple[int, dict[str, Any], dict[str, str]]:
         body = {"prompt": prompt, "max_tokens": 8, "ignore_eos": True, "seed": 0, **fields}
-        return await self.post("/v1/completions", body)
+        return await self.post("/v1/completions", body, key)
 
     async def cached_tokens(self, prompt: list[int], **fields: Any) -> int:
         status, answer, _ = await self.complete(prompt, **fields)
@@ -187,6 +187,35 @@ async def test_embeddings_share_prefixes_with_everything_else(served) -> None:
         usage = answer["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] == num_cached
         assert usage["total_tokens"] == 18
+
+
+async def test_a_key_that_fills_the_queue_holds_up_no_other() -> None:
+    keys = ServerConfig(api_key=("heavy", "light"))
+    runner = HeldRunner(make_limits(num_slots=NUM_SLOTS))
+    async with serve(runner, keys, max_queued_requests=18) as served:
+        ends: list[str] = []
+
+        async def ask(key: str, n: int) -> int:
+            status, _, _ = await served.complete([n + 1] * 4, key)
+            ends.append(key)
+            return status
+
+        heavy = [asyncio.create_task(ask("heavy", n)) for n in range(20)]
+        await until(lambda: served.num_open == 20)
+        assert (await served.complete(PROMPT, "heavy"))[0] == 429
+        light = asyncio.create_task(ask("light", 30))
+        await until(lambda: served.num_open == 21)
+        runner.let_all_end()
+        assert await light == 200
+        assert [await each for each in heavy] == [200] * 20
+        assert ends.index("light") <= 2 * NUM_SLOTS + 1
+        async with served.session.get(
+            served.url + "/metrics", headers={"Authorization": "Bearer light"}
+        ) as response:
+            lines = (await response.text()).splitlines()
+        assert 'jaxsgl_key_requests_total{key="1"} 20.0' in lines
+        assert 'jaxsgl_key_generation_tokens_total{key="2"} 8.0' in lines
+        assert 'jaxsgl_key_time_to_first_token_seconds_count{key="2"} 1.0' in lines
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.5])
