@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -18,6 +19,9 @@ from server.event_stream import ClientGone, EventStream, open_event_stream, writ
 from server.replies import ReplyFormat, UsageMeter
 from server.schema import StreamOptions
 from server.sse import DONE, error_event
+
+MANY_LOGPROBS = 512
+"""Scored tokens in one delta from which on they take long to write."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ async def reply_whole(request: web.Request, generation: Generation) -> web.Strea
     async with aclosing(generation.deltas) as deltas:
         async for index, delta in deltas:
             raise_if_error(delta.finish)
-            generation.reply_format.add(index, delta)
+            await _write(delta, generation.reply_format.add, index, delta)
             generation.usage.update(index, delta.usage)
     return await whole_response(request, generation.reply_format.whole(generation.usage.total()))
 
@@ -97,11 +101,20 @@ async def _send_events(
 ) -> None:
     reply_format = generation.reply_format
     opening = b"".join(map(reply_format.opening, range(generation.num_answers)))
-    await stream.send(opening + _events(generation, options, *first))
+    await stream.send(opening + await _write(first[1], _events, generation, options, *first))
     async for index, delta in generation.deltas:
         raise_if_error(delta.finish)
-        if events := _events(generation, options, index, delta):
+        if events := await _write(delta, _events, generation, options, index, delta):
             await stream.send(events)
+
+
+async def _write[**P, T](
+    delta: Delta, write: Callable[P, T], *args: P.args, **options: P.kwargs
+) -> T:
+    """What `write` makes of a delta; of one that scores a long prompt beside the event loop."""
+    if len(delta.prompt_logprobs or ()) < MANY_LOGPROBS:
+        return write(*args, **options)
+    return await asyncio.to_thread(write, *args, **options)
 
 
 def _events(generation: Generation, options: StreamOptions, index: int, delta: Delta) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,12 +33,18 @@ class Kept:
 
 @dataclass(slots=True)
 class ResponseStore:
-    """Forgets the oldest complete responses beyond MAX_BYTES. Of running ones there are at most
-    MAX_RUNNING in the background."""
+    """Forgets complete responses beyond MAX_BYTES: the oldest of whoever has most there, so that
+    nobody can drive out what others keep. Of running ones there are at most MAX_RUNNING in the
+    background."""
 
     max_bytes: int = MAX_BYTES
-    _kept: OrderedDict[str, Kept] = field(default_factory=OrderedDict[str, Kept])
-    _num_bytes: int = 0
+    _kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
+    _complete: dict[str, OrderedDict[str, None]] = field(
+        default_factory=dict[str, OrderedDict[str, None]]
+    )
+    """Ids of complete responses by tenant, the oldest first."""
+    _num_bytes: Counter[str] = field(default_factory=Counter[str])
+    """By tenant."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -62,18 +68,17 @@ class ResponseStore:
             return
         kept.task, kept.current = None, lambda: response
         kept.num_bytes = len(msgspec.json.encode((response, kept.before)))
-        self._num_bytes += kept.num_bytes
-        self._kept.move_to_end(response.id)
-        complete = [name for name, each in self._kept.items() if each.num_bytes]
-        for name in complete:
-            if self._num_bytes <= self.max_bytes:
-                break
-            self.forget(name)
+        self._num_bytes[kept.tenant] += kept.num_bytes
+        self._complete.setdefault(kept.tenant, OrderedDict())[response.id] = None
+        while self._num_bytes.total() > self.max_bytes:
+            ((tenant, _),) = self._num_bytes.most_common(1)
+            self.forget(next(iter(self._complete[tenant])))
 
     def forget(self, response_id: str) -> None:
         kept = self._kept.pop(response_id, None)
-        if kept is not None:
-            self._num_bytes -= kept.num_bytes
+        if kept is not None and kept.num_bytes:
+            self._num_bytes[kept.tenant] -= kept.num_bytes
+            del self._complete[kept.tenant][response_id]
 
     async def close(self) -> None:
         """End what runs in the background."""

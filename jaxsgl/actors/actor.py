@@ -65,9 +65,12 @@ class Actor[M](Service):
 
     async def run(self) -> None:
         """Handle messages until the mailbox is closed and empty."""
+        await self._work(self.mailbox)
+
+    async def _work(self, mailbox: Mailbox[Envelope[M]]) -> None:
         while True:
             try:
-                envelope = await self.mailbox.get()
+                envelope = await mailbox.get()
             except MailboxClosed:
                 return
             await self._answer(envelope)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jaxsgl.actors.actor import Actor
+import msgspec
+
+from jaxsgl.actors.actor import Actor, Envelope
+from jaxsgl.actors.mailbox import Mailbox, MailboxClosed
+from jaxsgl.actors.service import ServiceDead
 from jaxsgl.interface import ChatPrompt, InvalidRequest, Prompt, TextPrompt, TokenPrompt
 from jaxsgl.tokenizer import TokenizerError
 
@@ -48,13 +53,16 @@ class TextActor(Actor[Prompt | Decode]):
     """Encodes `num_threads` prompts at a time; further ones wait in the mailbox.
 
     Text always in a thread: a template or a long text would hold up every stream of the event loop.
+    Long texts, which take seconds, have a thread and a mailbox of their own: they hold up only each
+    other.
     """
 
     def __init__(self, tokenizer: PromptTokenizer, *, num_threads: int = 2) -> None:
         super().__init__("text")
         self.tokenizer = tokenizer
         self._num_threads = num_threads
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="text")
+        self._threads = ThreadPoolExecutor(num_threads + 1, thread_name_prefix="text")
+        self._long: Mailbox[Envelope[Prompt | Decode]] = Mailbox(CAPACITY)
 
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, at least one, each below the vocabulary's size.
@@ -70,7 +78,26 @@ class TextActor(Actor[Prompt | Decode]):
     async def run(self) -> None:
         async with asyncio.TaskGroup() as workers:
             for _ in range(self._num_threads):
-                workers.create_task(super().run())
+                workers.create_task(self._work(self.mailbox))
+            workers.create_task(self._work(self._long))
+
+    async def _put(self, envelope: Envelope[Prompt | Decode]) -> None:
+        if not is_long(envelope.message):
+            await super()._put(envelope)
+            return
+        try:
+            await self._long.put(envelope)
+        except MailboxClosed:
+            raise ServiceDead(f"{self.name} has ended") from None
+
+    def on_stop_requested(self) -> None:
+        super().on_stop_requested()
+        self._long.close()
+
+    def on_dead(self, cause: Exception | None) -> None:
+        super().on_dead(cause)
+        self._long.close()
+        self._long.drain()
 
     async def handle(self, message: Prompt | Decode) -> list[int] | str:
         if isinstance(message, TokenPrompt):
@@ -84,6 +111,27 @@ class TextActor(Actor[Prompt | Decode]):
 
     async def on_stop(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+CAPACITY = 1024
+"""Long texts that wait."""
+LONG = 32 << 10
+"""Characters, or token ids, from which on a text is long."""
+
+
+def is_long(message: Prompt | Decode) -> bool:
+    match message:
+        case TextPrompt(text):
+            return len(text) >= LONG
+        case TokenPrompt():
+            return False  # nothing is encoded
+        case ChatPrompt():
+            with contextlib.suppress(UnicodeEncodeError):  # which is for the tokenizer to refuse
+                told = (message.messages, message.tools, message.variables)
+                return len(msgspec.json.encode(told)) >= LONG
+            return False
+        case Decode(token_ids):
+            return len(token_ids) >= LONG
 
 
 def prompt_param(prompt: Prompt) -> str:

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from jaxsgl.actors.service import ServiceDead
-from jaxsgl.actors.text_actor import TextActor, encode_prompt
+from jaxsgl.actors.text_actor import LONG, TextActor, encode_prompt
 from jaxsgl.interface import ChatPrompt, InvalidRequest, TextPrompt, TokenPrompt
 from tests.actors.cancelling import cancel_at_every_await
 from tests.actors.fake_tokenizer import ByteTokenizer
@@ -73,6 +73,43 @@ async def test_two_prompts_are_encoded_at_a_time_and_the_loop_goes_on():
     tokenizer.gate.set()
     assert await asyncio.gather(*asks) == [[97], [98], [99], [100]]
     await actor.stop(1)
+    await until(lambda: not [t for t in threading.enumerate() if t.name.startswith("text")])
+
+
+class SlowWithLongTexts(ByteTokenizer):
+    """Long texts wait for the gate."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.num_begun = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        if len(text) >= LONG:
+            self.num_begun += 1
+            assert self.gate.wait(30)
+        return super().encode(text)
+
+
+async def test_long_texts_hold_up_only_each_other():
+    tokenizer = SlowWithLongTexts()
+    actor = TextActor(tokenizer, num_threads=2)
+    await actor.start()
+    long = "x" * LONG
+    prompts = [TextPrompt(long), ChatPrompt([{"role": "user", "content": long}])] * 2
+    asks = [asyncio.create_task(actor.encode(prompt)) for prompt in prompts]
+    await until(lambda: tokenizer.num_begun == 1)
+    for ask in asks[:2]:  # nobody waits for what is being encoded: it is encoded all the same
+        ask.cancel()
+    assert await actor.encode(TextPrompt("a")) == [97]
+    assert await actor.encode(ChatPrompt([{"role": "user", "content": "a"}]))
+    assert await actor.decode([97], skip_special_tokens=False) == "a"
+    assert tokenizer.num_begun == 1
+    tokenizer.gate.set()
+    assert [len(ids) >= LONG for ids in await asyncio.gather(*asks[2:])] == [True, True]
+    assert tokenizer.num_begun == 3
+    await actor.stop(1)
+    with pytest.raises(ServiceDead):
+        await actor.encode(TextPrompt(long))
     await until(lambda: not [t for t in threading.enumerate() if t.name.startswith("text")])
 
 

@@ -4,6 +4,7 @@
 A process of its own, because the number of host devices is fixed once jax has started.
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -39,11 +40,16 @@ def answers(shape: str, mesh: str, rules: str) -> dict[str, object]:
     driver = Driver(runner)
     tokens = driver.generate(PROMPTS, 12, SAMPLINGS)
     request = driver.request(PROMPTS[0])
-    logprobs = driver.step([driver.prefill(request)], top_logprobs=20).top_logprobs
-    assert logprobs is not None and runner.recompiles == 0
+    plan = dataclasses.replace(driver.plan([driver.prefill(request)], 20), wants_hidden=True)
+    result = runner.dispatch(plan).wait()
+    assert result.top_logprobs is not None and result.hidden is not None
+    assert runner.recompiles == 0
     notes = runner.layout.notes
     runner.close()
-    return {"tokens": tokens, "logprobs": logprobs.astype(float).tolist(), "notes": notes}
+    logprobs, hidden = (
+        array.astype(float).tolist() for array in (result.top_logprobs, result.hidden)
+    )
+    return {"tokens": tokens, "logprobs": logprobs, "hidden": hidden, "notes": notes}
 
 
 def main(jobs: list[str]) -> None:

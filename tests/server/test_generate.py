@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -119,6 +120,33 @@ async def test_batch_with_parameters_of_their_own(served: Served) -> None:
     assert [r["meta_info"]["id"] for r in replies] == ["z-0", "z-1"]
     status, replies = await served.post(GENERATE, {"text": ["ab"]})
     assert isinstance(replies, list)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_scores_of_a_long_prompt_are_written_beside_the_loop(
+    served: Served, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    writers: dict[int, set[threading.Thread]] = {}
+
+    def token_bytes(token_id: int) -> bytes:
+        writers.setdefault(token_id, set()).add(threading.current_thread())
+        return bytes([token_id])
+
+    monkeypatch.setattr(served.engine, "token_bytes", token_bytes)
+    for prompt, is_beside in (("y" * 600, True), ("z" * 6, False)):
+        body = {
+            "text": prompt,
+            "sampling_params": {"max_new_tokens": 1},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+            "return_text_in_logprobs": True,
+        }
+        if stream:
+            reply = json.loads((await served.stream(GENERATE, body))[-2])
+        else:
+            _, reply = await served.post(GENERATE, body)
+        assert len(reply["meta_info"]["input_token_logprobs"]) == len(prompt)
+        assert (threading.main_thread() not in writers.pop(ord(prompt[0]))) == is_beside
 
 
 async def test_logprobs(served: Served) -> None:

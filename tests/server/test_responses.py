@@ -248,4 +248,18 @@ def test_the_store_forgets_the_oldest_complete() -> None:
     assert 2 < len(store) < 8
     for number in range(20):
         store.forget(f"r{number}")
-    assert store._num_bytes == 0
+    assert store._num_bytes.total() == 0
+
+
+def test_nobody_drives_out_what_others_keep() -> None:
+    store = ResponseStore(max_bytes=20_000)
+    body = RESPONSES_DECODER.decode(b'{"input":"x"}')
+    for number in range(50):
+        tenant = "modest" if number < 2 else "greedy"
+        name = f"{tenant}{number}"
+        made = ResponsesFormat(ReplyHead(name, 0, "m"), body, None, store.end)
+        store.begin(name, Kept(lambda made=made: made.response, [], tenant))
+        made.fail(EngineError("x"))
+    assert store.get("modest0", "modest") and store.get("modest1", "modest")
+    assert store.get("greedy49", "greedy") and not store.get("greedy2", "greedy")
+    assert len(store) > 4
