@@ -224,6 +224,22 @@ class EngineConfig:
         "folder of compiled programs kept between runs; default: in the user's cache folder",
         group="kernels and programs",
     )
+    nnodes: int = option(
+        1,
+        "machines that the one replica of this server spans, each running a process of it with an "
+        "equal share of the mesh",
+        low=1,
+        group="several machines",
+    )
+    node_rank: int = option(0, "which of them this one is; 0 serves, the others follow it", low=0)
+    dist_init_addr: str | None = option(
+        None,
+        "HOST:PORT of the machine of rank 0, where it waits for the others",
+        aliases=("nccl_init_addr",),
+    )
+    world_key_file: str | None = option(
+        None, "file with a secret of 16 characters or more, the same on all these machines"
+    )
 
 
 BALANCING_POLICIES = (
@@ -235,12 +251,19 @@ BALANCING_POLICIES = (
     "power-of-two",
     "random",
 )
+LAUNCHERS = ("local", "static")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicasConfig:
     """replicas"""
 
+    launcher: str | None = option(
+        None,
+        "who starts the processes of replicas: local, this server on this machine; static, people, "
+        "one on each machine of --nnodes; default: static with --nnodes above 1, else local",
+        choices=LAUNCHERS,
+    )
     load_balancing_policy: str = option(
         "cache-aware", "which replica gets a request", choices=BALANCING_POLICIES
     )

@@ -42,6 +42,8 @@ from jaxsgl.runner.build import build_runner
 from jaxsgl.runner.runner import ModelRunner
 from jaxsgl.scheduling.scheduler import Scheduler, Vocabulary
 from jaxsgl.scheduling.settings import SchedulingSettings
+from jaxsgl.world.leader_runner import LeaderRunner
+from jaxsgl.world.world import World
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +69,10 @@ class Replica:
         timeline: Timeline,
         watchdog: StepWatchdog,
         profiles: ProfileDesk,
+        world: World | None = None,
     ) -> None:
         self._config = config
+        self._world = world
         self._profiles = profiles
         self._watchdog = watchdog
         self._scheduler = scheduler
@@ -81,8 +85,8 @@ class Replica:
     async def start(cls, config: EngineConfig, send: Callable[[ToFront], None]) -> Replica:
         """Load the model, compile every program, and send Ready.
 
-        Raises CheckpointError, TokenizerError or ConfigError, one line each, if that cannot be
-        done.
+        Raises CheckpointError, TokenizerError, ConfigError or WorldLost, one line each, if that
+        cannot be done.
         """
         check_quotas(config)
         check_grammar_limits(config)
@@ -93,11 +97,15 @@ class Replica:
         def progress(stage: str, done: int, total: int) -> None:
             loop.call_soon_threadsafe(send, Progress(stage, done, total))
 
-        model_runner, vocabulary, model = await asyncio.to_thread(_build, config, progress)
+        world = World(config) if config.nnodes > 1 else None
+        building = asyncio.to_thread(_build, config, world, progress)
+        built = await (building if world is None else world.alive(building))
+        model_runner, vocabulary, model = built
         limits = model_runner.limits
         timeline = Timeline()
         watchdog = StepWatchdog(config.step_timeout_s)
-        runner = RunnerActor(FaultyRunner(model_runner, faults), timeline, watchdog)
+        leading = model_runner if world is None else LeaderRunner(model_runner, world.members)
+        runner = RunnerActor(FaultyRunner(leading, faults), timeline, watchdog)
         cache = KVCacheManager(
             limits.num_pages,
             limits.page_size,
@@ -139,7 +147,9 @@ class Replica:
         notes = model_runner.layout.notes
         page_size = limits.page_size if config.radix_cache else 0
         send(Ready(model, model.context_len - 1, notes, page_size))
-        return cls(config, scheduler, runner, grammars, model_runner, timeline, watchdog, profiles)
+        return cls(
+            config, scheduler, runner, grammars, model_runner, timeline, watchdog, profiles, world
+        )
 
     def deliver(self, message: ToReplica) -> None:
         if isinstance(message, StartProfile | StopProfile):
@@ -159,20 +169,28 @@ class Replica:
 
     async def run(self) -> None:
         """Serve until told to stop; then nothing of the model is left on the devices. Raises what
-        the scheduler died of."""
+        the scheduler died of, and WorldLost with everything left as it was: a step may be waiting
+        for ever for a process that is gone."""
+        died = asyncio.shield(self._scheduler.died)
         try:
-            cause = await asyncio.shield(self._scheduler.died)
+            cause = await (died if self._world is None else self._world.alive(died))
         finally:
-            await self._profiles.stop()
-            await self._scheduler.stop(STOP_TIMEOUT_S)
-            await self._grammars.stop()
-            await self._runner.stop()
-            self._watchdog.stop()
-            self._model_runner.close()
-            gc.unfreeze()
-            self._write_trace()
+            if self._world is None or not self._world.is_lost:
+                await self._end()
         if cause is not None:
             raise cause
+
+    async def _end(self) -> None:
+        await self._profiles.stop()
+        await self._scheduler.stop(STOP_TIMEOUT_S)
+        await self._grammars.stop()
+        await self._runner.stop()
+        if self._world is not None:
+            self._world.stop()
+        self._watchdog.stop()
+        self._model_runner.close()
+        gc.unfreeze()
+        self._write_trace()
 
     def _write_trace(self) -> None:
         path = self._config.step_trace
@@ -244,10 +262,12 @@ def _token_trie(vocabulary: Vocabulary, vocab_size: int) -> TokenTrie:
 
 
 def _build(
-    config: EngineConfig, progress: Callable[[str, int, int], None]
+    config: EngineConfig, world: World | None, progress: Callable[[str, int, int], None]
 ) -> tuple[ModelRunner, Vocabulary, ModelInfo]:
     """Everything that takes long, on a thread of its own."""
     checkpoint, tokenizer = open_model(config)
+    if world is not None:
+        world.gather()
     runner = build_runner(config, checkpoint, progress)
     limits, mesh = runner.limits, runner.layout.mesh
     context_len = min(

@@ -26,7 +26,8 @@ from jaxsgl.metrics import Metrics
 from jaxsgl.replicas.fleet import plan_fleet
 from jaxsgl.replicas.gpus import find_gpus
 from jaxsgl.replicas.launch import StartError
-from jaxsgl.replicas.launchers import local_replicas
+from jaxsgl.replicas.launchers import local_replicas, own_devices
+from jaxsgl.replicas.machines import choose_launcher, plan_world
 from jaxsgl.replicas.pool import ReplicaPool
 from jaxsgl.replicas.pulse import HealthLimits
 from jaxsgl.replicas.restarts import RestartPolicy
@@ -34,6 +35,7 @@ from jaxsgl.replicas.routing.policies import make_policy
 from jaxsgl.replicas.seat import SeatRules
 from jaxsgl.replicas.start_progress import StartProgress
 from jaxsgl.tokenizer import TokenizerError
+from jaxsgl.world.node import keep_following
 from server.app import create_app
 from server.site import bind_socket, start_site, tls_context
 from server.turns import Turns, run_in_turns
@@ -83,6 +85,9 @@ async def serve(
     turns: Turns,
 ) -> int:
     """Start everything in order, wait for the end, stop everything in reverse."""
+    launcher = choose_launcher(engine_config, replicas_config.launcher)
+    if engine_config.node_rank > 0:
+        return await _follow(engine_config, server_config)
     # Cheap refusals first: a taken port or a bad file is told before any weights are read.
     _check_policy(replicas_config, server_config)
     tls = tls_context(server_config)
@@ -92,8 +97,11 @@ async def serve(
         signals = _Signals()
         checkpoint, tokenizer = open_model(engine_config)
         gpus = await find_gpus(os.environ)
-        num_kv_heads = checkpoint.config.num_kv_heads
-        fleet = plan_fleet(engine_config.mesh, gpus, num_kv_heads, replicas_config)
+        if launcher == "static":
+            fleet = plan_world(engine_config, gpus)
+        else:
+            num_kv_heads = checkpoint.config.num_kv_heads
+            fleet = plan_fleet(engine_config.mesh, gpus, num_kv_heads, replicas_config)
         for warning in fleet.warnings:
             log.warning("%s", warning)
         text = TextActor(tokenizer)
@@ -168,6 +176,27 @@ def _check_policy(replicas_config: ReplicasConfig, server_config: ServerConfig) 
     policy = replicas_config.load_balancing_policy
     if policy == "min-latency" and not server_config.enable_metrics:
         raise ConfigError(f"--load-balancing-policy {policy} needs --enable-metrics")
+
+
+async def _follow(engine_config: EngineConfig, server_config: ServerConfig) -> int:
+    """Serve nobody: be a part of a replica that another machine serves with."""
+    fleet = plan_world(engine_config, await find_gpus(os.environ))
+    environment = {**os.environ, **own_devices(fleet, fleet.replicas[0])}
+    signals = _Signals()
+    following = asyncio.create_task(
+        keep_following(
+            dataclasses.replace(engine_config, mesh=fleet.mesh),
+            _log_settings(server_config),
+            environment,
+        )
+    )
+    try:
+        await signals.first_of(following)
+        return EXIT_USAGE if following.done() else 0
+    finally:
+        following.cancel()
+        await asyncio.wait({following})
+        signals.close()
 
 
 def _log_settings(config: ServerConfig) -> LogSettings:

@@ -23,8 +23,7 @@ def open_model(
 
     Raises CheckpointError, TokenizerError or ConfigError, one line for a person.
     """
-    path = locate_model(config.model_path, config.revision)
-    checkpoint = open_checkpoint(path, config.load_format, seed=config.random_seed)
+    path, checkpoint = _open(config)
     vocab_size = checkpoint.config.vocab_size
     if config.skip_tokenizer_init:
         return checkpoint, TokenIdsOnly(vocab_size)
@@ -42,6 +41,16 @@ def open_model(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}"
         )
     return checkpoint, tokenizer
+
+
+def open_weights(config: EngineConfig) -> Checkpoint | OrbaxCheckpoint:
+    """The same without its tokenizer."""
+    return _open(config)[1]
+
+
+def _open(config: EngineConfig) -> tuple[Path, Checkpoint | OrbaxCheckpoint]:
+    path = locate_model(config.model_path, config.revision)
+    return path, open_checkpoint(path, config.load_format, seed=config.random_seed)
 
 
 def _tokenizer_source(path: Path) -> Path | Mapping[str, Any] | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.experimental.layout import Format
 from jax.experimental.layout import Layout as MemoryLayout
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxsgl.models.model_config import ModelConfig
 from jaxsgl.models.sharding_rules import MEGATRON, RulesError, ShardingRules
@@ -81,6 +82,17 @@ class Layout:
         if self.mesh.size == 1:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+
+
+def placed(values: Any, where: Format | Sharding) -> jax.Array:
+    """An array of the host, or of one device, where a mesh wants it. On a mesh of several processes
+    each has all values and puts its own devices' parts there: nothing passes between them."""
+    sharding = where.sharding if isinstance(where, Format) else where
+    assert sharding is not None
+    if sharding.is_fully_addressable:
+        return jax.device_put(values, where)
+    whole = np.asarray(values)
+    return jax.make_array_from_callback(whole.shape, where, whole.__getitem__)
 
 
 def _inputs_first(num_outputs: int, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from jaxsgl.models.quantization.codes import scheme_of, widened
 from jaxsgl.models.quantization.matrix import QuantizedMatrix
 from jaxsgl.models.quantization.placing import placed_codes
 from jaxsgl.models.quantization.rounding import quantize
-from jaxsgl.models.sharding import GATHERED, Layout
+from jaxsgl.models.sharding import GATHERED, Layout, placed
 
 Values = NDArray[np.float32] | jax.Array
 """Float32 values of a weight, on the host or on a device."""
@@ -132,9 +132,8 @@ def set_values(weight: nnx.Param, values: Values, layout: Layout) -> None:
         return
     if values.dtype != weight.dtype:
         values = values.astype(weight.dtype)
-    placed = jax.device_put(values, placement(weight, layout))
     # A backend may read the host's memory until the copy is done; then it can be reused.
-    weight.set_value(placed.block_until_ready())
+    weight.set_value(placed(values, placement(weight, layout)).block_until_ready())
 
 
 def _is_variable(node: object) -> bool:

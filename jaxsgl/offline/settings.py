@@ -36,6 +36,9 @@ def engine_config(settings: Mapping[str, Any]) -> EngineConfig:
         if field.name == "sharding_rules":
             value = rules_setting(value)
         values[field.name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    for name in ("nnodes", "node_rank", "dist_init_addr", "world_key_file"):
+        if name in values:
+            raise ConfigError(f"{name} is for servers: an engine in a program is one process")
     try:
         return msgspec.convert(values, EngineConfig)
     except msgspec.ValidationError as error:

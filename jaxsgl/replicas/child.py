@@ -37,7 +37,7 @@ def run_replica(socket_path: str, factory: Factory) -> NoReturn:
     decides.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent()
+    die_with_parent()
     token = sys.stdin.readline().strip()
     outcome = asyncio.Runner().run(_live(socket_path, token, factory))
     # Nothing of value is left: taking the interpreter and its threads apart would only take time.
@@ -85,7 +85,7 @@ class _Child:
             self.start.set_result(None)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel kill this process when the front dies, however busy it is (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

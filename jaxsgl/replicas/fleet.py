@@ -33,8 +33,10 @@ class Device:
 class ReplicaPlan:
     replica_id: int
     devices: tuple[str, ...]
-    """Their names."""
+    """Those of this machine, by name."""
     weight: float
+    elsewhere: tuple[str, ...] = ()
+    """Those of other machines, as RANK:NUMBER."""
 
 
 @dataclass(frozen=True, slots=True)

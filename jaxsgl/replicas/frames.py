@@ -44,10 +44,10 @@ class FrameError(Exception):
     """The bytes are not frames of this protocol, or a frame is too large."""
 
 
-def encode_frame(message: Any) -> bytearray:
+def encode_frame(message: Any, encoder: msgspec.msgpack.Encoder = _encoder) -> bytearray:
     """Raises FrameError if the message is too large to be taken by the other side."""
     frame = bytearray(_HEADER_BYTES)
-    _encoder.encode_into(message, frame, _HEADER_BYTES)
+    encoder.encode_into(message, frame, _HEADER_BYTES)
     body_len = len(frame) - _HEADER_BYTES
     if body_len > MAX_FRAME_BYTES:
         raise FrameError(f"a {type(message).__name__} of {body_len} bytes does not fit a frame")

@@ -145,7 +145,8 @@ def _ending(exit_code: int) -> Ending:
     if exit_code < 0:
         number = signal.Signals(-exit_code)
         return Ending(f"was killed by {number.name}", by_itself=number not in _FROM_OUTSIDE)
-    return Ending(f"exited with code {exit_code}", by_itself=exit_code != Outcome.ORPHANED)
+    from_outside = exit_code in (Outcome.ORPHANED, Outcome.WORLD_LOST)
+    return Ending(f"exited with code {exit_code}", by_itself=not from_outside)
 
 
 class LocalLaunch:

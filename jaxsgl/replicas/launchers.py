@@ -26,15 +26,16 @@ def local_replicas(
             inject_fault=faults_of(config.inject_fault, plan.replica_id, epoch),
         )
         return ProcessLaunch(
-            epoch, own, log=log, environment={**environment, **_devices(fleet, plan)}
+            epoch, own, log=log, environment={**environment, **own_devices(fleet, plan)}
         )
 
     return [
-        ReplicaSpec(partial(launch, plan), plan.devices, plan.weight) for plan in fleet.replicas
+        ReplicaSpec(partial(launch, plan), plan.devices + plan.elsewhere, plan.weight)
+        for plan in fleet.replicas
     ]
 
 
-def _devices(fleet: Fleet, plan: ReplicaPlan) -> dict[str, str]:
+def own_devices(fleet: Fleet, plan: ReplicaPlan) -> dict[str, str]:
     """What a child must be told so that it finds its own GPUs; they are numbered as nvidia-smi
     does."""
     if fleet.device_kind != "GPU":

@@ -23,11 +23,12 @@ from jaxsgl.config import ConfigError, EngineConfig
 from jaxsgl.interface import EngineStats
 from jaxsgl.loading.errors import CheckpointError
 from jaxsgl.tokenizer import TokenizerError
+from jaxsgl.world.errors import WorldLost
 
 log = logging.getLogger(__name__)
 
 
-_FOR_A_PERSON = (ConfigError, CheckpointError, TokenizerError)
+_FOR_A_PERSON = (ConfigError, CheckpointError, TokenizerError, WorldLost)
 """Errors whose message says in one line what a person can mend."""
 
 
@@ -42,6 +43,8 @@ class Outcome(enum.IntEnum):
     """Beyond repair while serving."""
     ORPHANED = 71
     """The front has gone."""
+    WORLD_LOST = 72
+    """Another process of its world has gone."""
 
 
 class ReplicaEndpoint(Protocol):
@@ -128,6 +131,9 @@ class ReplicaHost:
         reporting = asyncio.create_task(self._report(endpoint, send), name="report")
         try:
             await endpoint.run()
+        except WorldLost as error:
+            log.error("all processes of this replica start anew: %s", error)
+            return Outcome.FAILED if error.by_itself else Outcome.WORLD_LOST
         except Exception:
             log.exception("the replica failed")
             return Outcome.FAILED

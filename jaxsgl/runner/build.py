@@ -30,6 +30,7 @@ from jaxsgl.runner.memory import GIB, MemoryPlan, step_bytes
 from jaxsgl.runner.mesh import make_mesh, parse_mesh
 from jaxsgl.runner.operations import Spread
 from jaxsgl.runner.platform import PLATFORMS, Platform
+from jaxsgl.runner.processes import agreed_pages
 from jaxsgl.runner.programs import Programs
 from jaxsgl.runner.runner import ModelRunner
 from jaxsgl.runner.slot_state import state_allocator
@@ -62,7 +63,7 @@ def build_runner(
     checkpoint raises when it cannot be read.
     """
     _configure_memory(config)
-    mesh = make_mesh(parse_mesh(config.mesh or "tp=1"))
+    mesh = make_mesh(parse_mesh(config.mesh or "tp=1"), config.nnodes)
     device = mesh.devices.flat[0]
     parts = _Parts(config, checkpoint, PLATFORMS[device.platform])
     _configure_compiler(config, parts.dtype)
@@ -79,6 +80,9 @@ def build_runner(
         memory = plan_memory(config, parts.model, layout, sizes, abstract, parts.dtype, stats)
         memory.require_room()
         num_pages = memory.num_pages
+    if config.nnodes > 1:
+        same = dataclasses.replace(parts.model, name="")
+        num_pages = agreed_pages(num_pages, f"{same} {parts.form} {parts.dtype}")
     limits = dataclasses.replace(sizes, num_pages=num_pages)
 
     # Held while everything else finds its place: what is left over must lie in one piece.
@@ -199,7 +203,7 @@ class _Respread:
         rules = wanted.sharding_rules
         rules = self._config.sharding_rules if rules is None else rules
         try:
-            mesh = make_mesh(parse_mesh(mesh_text))
+            mesh = make_mesh(parse_mesh(mesh_text), self._config.nnodes)
             layout = self._parts.layout(mesh, rules)
             abstract = self._parts.abstract(layout)
         except ConfigError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,8 +27,8 @@ class DeviceMemory:
         self.state: SlotState
         self.programs = programs
         """Those that the arrays are laid out for."""
-        self._on_host: list[tuple[np.ndarray[Any, Any], Any]] = []
-        """Weights that were released, each with its place on the devices."""
+        self._on_host: list[_HostWeight] = []
+        """Weights that were released."""
         self._released: set[MemoryPart] = set()
         self._allocate_kv()
 
@@ -72,8 +72,7 @@ class DeviceMemory:
     def release(self, parts: tuple[MemoryPart, ...]) -> None:
         """Weights move to the host's memory, KV pages are dropped."""
         if "weights" in parts and "weights" not in self._released:
-            arrays: tuple[Any, ...] = self.weights
-            self._on_host = [(np.asarray(array), array.format) for array in arrays]
+            self._on_host = [_HostWeight.of(array) for array in self.weights]
             _delete(self.weights)
             self._released.add("weights")
         if "kv_cache" in parts:
@@ -86,8 +85,9 @@ class DeviceMemory:
         placed: list[jax.Array] = []
         try:
             if "weights" in wanted:
-                for values, place in self._on_host:
-                    placed.append(jax.device_put(values, place).block_until_ready())
+                for weight in self._on_host:
+                    array = weight.on_devices()
+                    placed.append(array.block_until_ready())
             if "kv_cache" in wanted:
                 self._allocate_kv()
         except Exception as error:
@@ -154,6 +154,26 @@ class DeviceMemory:
 
     def _free_kv(self) -> None:
         _delete((self.kv, self.state))
+
+
+class _HostWeight(NamedTuple):
+    """A weight in the host's memory, as far as it was on devices of this process."""
+
+    shape: tuple[int, ...]
+    place: Any
+    parts: dict[Any, np.ndarray[Any, Any]]
+    """By where they belong in the whole; parts that several devices have are here once."""
+
+    @classmethod
+    def of(cls, array: Any) -> _HostWeight:
+        parts: dict[Any, np.ndarray[Any, Any]] = {}
+        for shard in array.addressable_shards:
+            if shard.index not in parts:
+                parts[shard.index] = np.asarray(shard.data)
+        return cls(array.shape, array.format, parts)
+
+    def on_devices(self) -> jax.Array:
+        return jax.make_array_from_callback(self.shape, self.place, self.parts.__getitem__)
 
 
 def can_move(here: Programs, there: Programs) -> bool:

@@ -31,8 +31,9 @@ def mesh_text(mesh: Mesh) -> str:
     return ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """A mesh over the first devices. Raises ConfigError when there are too few.
+def make_mesh(sizes: Mapping[str, int], num_processes: int = 1) -> Mesh:
+    """A mesh over the first devices. Raises ConfigError when there are too few, and, with several
+    processes, unless it is over all devices of all of them.
 
     Nothing of jax may have run before on a machine without accelerators: there, its one CPU is
     split into as many devices as the mesh asks for.
@@ -41,8 +42,9 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     if num_devices > 1:
         # Refused once jax has devices; then those it has must do.
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", num_devices)
+            jax.config.update("jax_num_cpu_devices", max(1, num_devices // num_processes))
     devices = jax.devices()
-    if len(devices) < num_devices:
-        raise ConfigError(f"the mesh needs {num_devices} devices, this machine has {len(devices)}")
+    where = "this machine has" if num_processes == 1 else f"{num_processes} machines together have"
+    if len(devices) < num_devices or (num_processes > 1 and len(devices) > num_devices):
+        raise ConfigError(f"the mesh needs {num_devices} devices, {where} {len(devices)}")
     return Mesh(np.array(devices[:num_devices]).reshape(*sizes.values()), tuple(sizes))

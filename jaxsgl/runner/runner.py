@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxsgl.interface import EngineOperation, OperationReport, SamplingParams
-from jaxsgl.models.sharding import Layout
+from jaxsgl.models.sharding import Layout, placed
 from jaxsgl.models.weights import Model
 from jaxsgl.runner.batch import pack_draw, pack_forward
 from jaxsgl.runner.buckets import Bucket, pick_bucket
@@ -234,4 +234,5 @@ class _NoMasks:
 
 
 def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.device_put(np.zeros(like.shape, like.dtype), like.sharding)
+    assert like.sharding is not None
+    return placed(np.zeros(like.shape, like.dtype), like.sharding)

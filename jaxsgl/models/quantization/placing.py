@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from jaxsgl.models.quantization.codes import numbers, scheme_of
 from jaxsgl.models.quantization.matrix import QuantizedMatrix
+from jaxsgl.models.sharding import placed
 
 
 def placed_codes(codes: NDArray[Any], target: QuantizedMatrix) -> QuantizedMatrix:
@@ -30,7 +31,9 @@ def placed_codes(codes: NDArray[Any], target: QuantizedMatrix) -> QuantizedMatri
         if target.zeros is not None:
             zeros = np.ascontiguousarray(flat["zero"][:, :: target.group])
     places = target.shardings()
-    parts = jax.device_put((values, scales, zeros), (places.values, places.scales, places.zeros))
+    parts = jax.tree.map(
+        placed, (values, scales, zeros), (places.values, places.scales, places.zeros)
+    )
     values, scales, zeros = jax.block_until_ready(parts)
     return dataclasses.replace(target, values=values, scales=scales, zeros=zeros)
 

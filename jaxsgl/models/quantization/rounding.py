@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsgl.models.quantization.matrix import QuantizedMatrix
+from jaxsgl.models.sharding import placed
 
 FLOAT8_MAX = 448.0
 INT8_MAX = 127.0
@@ -23,12 +24,12 @@ def quantize(values: Any, target: QuantizedMatrix) -> QuantizedMatrix:
     """The abstract matrix `target` with values, from an array of its shape on the host or on
     devices."""
     flat = values.reshape(target.size_2d)
-    placed = jax.device_put(flat, target.layout.sharding(*target.axes))
+    whole = placed(flat, target.layout.sharding(*target.axes))
     shardings = target.shardings()
     parts = jax.jit(
         functools.partial(_rounded, scheme=target.scheme, group=target.group),
         out_shardings=(shardings.values, shardings.scales),
-    )(placed)
+    )(whole)
     values, scales = jax.block_until_ready(parts)
     zeros = None
     if target.zeros is not None:

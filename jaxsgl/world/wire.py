@@ -1,0 +1,106 @@
+"""The line between two processes of a world: a TCP socket, for threads that block."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import socket
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jaxsgl.config import ConfigError
+from jaxsgl.replicas.frames import MAX_FRAME_BYTES, FrameError, FrameReader, encode_frame
+from jaxsgl.world.orders import encoder
+
+HANDSHAKE_MAX_BYTES = 16 << 10
+"""Nobody may make us keep more than this before he has shown that he knows the key."""
+_READ_BYTES = 256 << 10
+_MIN_KEY_BYTES = 16
+_SILENCE_S = 5
+"""Without a word, the kernel asks whether the other machine is still there..."""
+_GONE_MS = 15_000
+"""...and gives it up after this."""
+
+
+class WireClosed(Exception):
+    """The other side has closed, or is not to be understood."""
+
+
+class Wire[In]:
+    """One end. `send` is for any thread, `receive` for one."""
+
+    def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[In]) -> None:
+        self._socket = sock
+        self._reader = FrameReader(decoder, HANDSHAKE_MAX_BYTES)
+        self._received: deque[In] = deque()
+        self._sending = threading.Lock()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", _SILENCE_S),
+            ("TCP_KEEPINTVL", _SILENCE_S),
+            ("TCP_USER_TIMEOUT", _GONE_MS),
+        ):
+            if (number := getattr(socket, name, None)) is not None:  # not on every system
+                sock.setsockopt(socket.IPPROTO_TCP, number, value)
+
+    def trust(self) -> None:
+        """The other side has shown who it is: it may send what is large, and be silent."""
+        self._reader.max_frame_bytes = MAX_FRAME_BYTES
+        self._socket.settimeout(None)
+
+    def send(self, message: Any) -> None:
+        """Raises WireClosed."""
+        frame = encode_frame(message, encoder)
+        try:
+            with self._sending:
+                self._socket.sendall(frame)
+        except OSError as error:
+            raise WireClosed(str(error)) from None
+
+    def receive(self) -> In:
+        """The next message. Raises WireClosed at the end, and when a stranger is silent."""
+        while not self._received:
+            try:
+                data = self._socket.recv(_READ_BYTES)
+                self._received.extend(self._reader.feed(data))
+            except (OSError, FrameError) as error:
+                raise WireClosed(str(error)) from None
+            if not data:
+                raise WireClosed("closed by the other side")
+        return self._received.popleft()
+
+    def close(self) -> None:
+        """Idempotent, and for any thread: one that receives is woken."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def read_key(path: str) -> bytes:
+    """The secret in a file that every machine of a world has. Raises ConfigError."""
+    try:
+        key = Path(path).expanduser().read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"--world-key-file {path}: {error.strerror or error}") from None
+    if len(key) < _MIN_KEY_BYTES:
+        raise ConfigError(f"--world-key-file {path}: less than {_MIN_KEY_BYTES} characters")
+    return key
+
+
+def proof_of(key: bytes, nonce: str, rank: int) -> str:
+    """What only one that has the key can say, and only to this nonce."""
+    return hmac.new(key, f"{nonce} {rank}".encode(), hashlib.sha256).hexdigest()
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT. Raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"--dist-init-addr {text!a} is no HOST:PORT")
+    return host.strip("[]"), int(port)
