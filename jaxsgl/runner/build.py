@@ -64,7 +64,7 @@ def build_runner(
     """
     _configure_memory(config)
     mesh = make_mesh(parse_mesh(config.mesh or "tp=1"), config.nnodes)
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     parts = _Parts(config, checkpoint, PLATFORMS[device.platform])
     _configure_compiler(config, parts.dtype)
     layout = parts.layout(mesh, config.sharding_rules)
@@ -221,7 +221,7 @@ class _Respread:
         return Spread(programs, self._parts.source(layout), is_compiled)
 
     def _check_room(self, abstract: Model, layout: Layout, bytes_per_step: int) -> None:
-        device = layout.mesh.devices.flat[0]
+        device = layout.mesh.local_devices[0]
         stats = None if device.platform == "cpu" else device.memory_stats()
         if stats is None:
             return

@@ -31,11 +31,11 @@ async def keep_following(
     environment: Mapping[str, str],
     command: Sequence[str] = FOLLOWER_COMMAND,
 ) -> None:
-    """Run followers until cancelled, or until one cannot start, which has said why."""
+    """Run followers until cancelled, or until the first cannot start, which has said why."""
     epoch, delay_s = 0, _FIRST_DELAY_S
     while True:
         outcome = await _one_life(Start(epoch, config, log_settings), environment, command)
-        if outcome == Outcome.START_FAILED:
+        if outcome == Outcome.START_FAILED and epoch == 0:
             return
         # In order, or because others went first: they are looking for this one already.
         is_called = outcome in (Outcome.ORDERED, Outcome.ORPHANED)

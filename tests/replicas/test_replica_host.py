@@ -16,6 +16,7 @@ from jaxsgl.actors.messages import (
 from jaxsgl.config import EngineConfig
 from jaxsgl.interface import SamplingParams
 from jaxsgl.replicas.replica_host import Outcome, ReplicaHost
+from jaxsgl.world.errors import WorldLost
 from tests.actors.cancelling import cancel_at_every_await
 from tests.actors.waiting import until
 from tests.replicas.fake_replica import FakeReplica
@@ -110,6 +111,19 @@ async def test_a_failure_while_serving(caplog):
     hosted.host.on_message(admit(b"raise", 1))
     assert await hosted.end() is Outcome.FAILED
     assert "the device is lost" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("by_itself", "outcome"), [(True, Outcome.FAILED), (False, Outcome.WORLD_LOST)]
+)
+async def test_the_end_of_its_world(caplog, by_itself, outcome):
+    class Lost(FakeReplica):
+        async def run(self):
+            raise WorldLost("rank 1 is gone", by_itself=by_itself)
+
+    hosted = Hosted(factory=Lost.start)
+    assert await hosted.end() is outcome
+    assert "rank 1 is gone" in caplog.text and "Traceback" not in caplog.text
 
 
 async def test_cancelled_at_any_await_it_leaves_no_task():
