@@ -37,7 +37,7 @@ def engine_config(settings: Mapping[str, Any]) -> EngineConfig:
             value = rules_setting(value)
         values[field.name] = os.fspath(value) if isinstance(value, os.PathLike) else value
     for name in ("nnodes", "node_rank", "dist_init_addr", "world_key_file"):
-        if name in values:
+        if values.get(name, fields[name].default) != fields[name].default:
             raise ConfigError(f"{name} is for servers: an engine in a program is one process")
     try:
         return msgspec.convert(values, EngineConfig)

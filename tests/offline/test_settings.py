@@ -32,6 +32,7 @@ def test_sharding_rules_may_be_a_mapping():
     ("settings", "line"),
     [
         ({"pages": 8}, "pages is not a setting of the engine"),
+        ({"nnodes": 2}, "nnodes is for servers: an engine in a program is one process"),
         ({"page_size": "8"}, "Expected `int`, got `str` - at `page_size`"),
         (
             {"sharding_rules": {"mlp": 2}},
