@@ -27,19 +27,22 @@ from jaxsgl.models.weights import (
     array_library,
     gathered,
 )
+from pallas_kernels.grouped_matmul.api import grouped_matmul
 
 BLOCK_TOKENS = 256
-"""Tokens computed at once. Where XLA has no grouped product it makes one of all groups, masked,
-which takes memory in proportion to groups times rows."""
+"""Tokens computed at once, but on GPUs, which have a kernel. Where XLA has no grouped product it
+makes one of all groups, masked, which takes memory in proportion to groups times rows."""
 
 
-def grouped_linear(x: jax.Array, weight: jax.Array, group_sizes: jax.Array) -> jax.Array:
+def grouped_linear(
+    x: jax.Array, weight: jax.Array, group_sizes: jax.Array, backend: str = "xla"
+) -> jax.Array:
     """x [rows, in] times the matrix of each row's group, [groups, in, *out]; gives [rows, *out].
 
     The first group_sizes[0] rows belong to group 0, and so on. Rows beyond all groups yield 0.
     """
     matrices = weight.reshape(*weight.shape[:2], -1)
-    out = jax.lax.ragged_dot(x, matrices, group_sizes)
+    out = grouped_matmul(x, matrices, group_sizes, backend=backend)
     return out.reshape(len(x), *weight.shape[2:])
 
 
@@ -186,7 +189,9 @@ def _own_experts(
     compute = functools.partial(
         _some_tokens, gate_up=gate_up, down=down, activation=activation, expert_axes=expert_axes
     )
-    out = _in_blocks(compute, x, chosen, weights)
+    by_kernel = functools.partial(compute, backend="triton")
+    by_xla = functools.partial(_in_blocks, functools.partial(compute, backend="xla"))
+    out = jax.lax.platform_dependent(x, chosen, weights, cuda=by_kernel, default=by_xla)
     if sum_axes:
         out = jax.lax.psum(out, sum_axes)
     return out.astype(x.dtype)
@@ -201,6 +206,7 @@ def _some_tokens(
     down: jax.Array,
     activation: str,
     expert_axes: tuple[str, ...],
+    backend: str,
 ) -> jax.Array:
     """This device's part of `_own_experts`, in float32."""
     num_own, num_chosen = len(down), chosen.shape[1]
@@ -210,9 +216,9 @@ def _some_tokens(
     own = jnp.where((own >= 0) & (own < num_own), own, num_own)
     order = jnp.argsort(own, stable=True)
     sizes = jnp.bincount(own, length=num_own + 1)[:num_own].astype(jnp.int32)
-    hidden = grouped_linear(x[order // num_chosen], gate_up, sizes)
+    hidden = grouped_linear(x[order // num_chosen], gate_up, sizes, backend)
     hidden = ACTIVATIONS[activation](hidden[:, :, 0]) * hidden[:, :, 1]
-    out = grouped_linear(hidden, down, sizes).astype(jnp.float32)
+    out = grouped_linear(hidden, down, sizes, backend).astype(jnp.float32)
     is_own = own[order] < num_own
     out = jnp.where(is_own[:, None], out * weights.reshape(-1)[order][:, None], 0.0)
     return out[jnp.argsort(order)].reshape(*chosen.shape, -1).sum(1)
