@@ -20,6 +20,9 @@ MIN_SIDE = 16
 """Of a product, which tensor cores ask for."""
 MAX_TILE_ROWS = 128
 MAX_TILE_OUTPUTS = 128
+MIN_TILE_OUTPUTS = 32
+ENOUGH_PROGRAMS = 400
+"""Three for each multiprocessor of an H100: with fewer tiles they are made narrower."""
 MAX_BLOCK_INPUTS = 64
 MAX_FLOAT32_SIDE = 32
 """Without tensor cores what counts is that a tile fits the registers."""
@@ -35,6 +38,8 @@ def grouped_matmul(
     tile_rows = min(max(pl.next_power_of_2(pl.cdiv(rows, groups)), MIN_SIDE), side)
     tile_outputs = _divisor(outputs, min(side, MAX_TILE_OUTPUTS))
     tiles = tile_map(group_sizes, rows, tile_rows)
+    while tile_outputs > MIN_TILE_OUTPUTS and len(tiles) * outputs < ENOUGH_PROGRAMS * tile_outputs:
+        tile_outputs //= 2
 
     def whole(array: jax.Array) -> pl.BlockSpec:
         return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
