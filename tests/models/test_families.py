@@ -65,6 +65,8 @@ class Sequence:
         state = state_allocator(layout, LIMITS)()
         self.state = state._replace(page_table=jnp.asarray(table))
         self.len = 0
+        self.hidden: list[np.ndarray] = []
+        """Of what was prefilled."""
 
     def run(self, token_ids: np.ndarray) -> np.ndarray:
         """Logits after each of the next tokens."""
@@ -85,7 +87,11 @@ class Sequence:
         )
         program = self.programs[plan.mode]
         vector = pack_forward(plan, program.fields, LIMITS.num_slots)
-        logits, _, self.kv = program.run(self.weights, self.kv, self.state, jnp.asarray(vector))
+        logits, hidden, self.kv = program.run(
+            self.weights, self.kv, self.state, jnp.asarray(vector)
+        )
+        if hidden is not None:
+            self.hidden.append(np.asarray(hidden)[:num])
         return np.asarray(logits)[:num]
 
     def run_all(self, token_ids: np.ndarray) -> np.ndarray:
@@ -115,9 +121,17 @@ VARIANTS = (
 )
 def test_logits_are_those_of_huggingface(name: str) -> None:
     golden = family_model(name)
-    logits = Sequence(golden.config, golden).run_all(golden.input_ids)
+    sequence = Sequence(golden.config, golden)
+    logits = sequence.run_all(golden.input_ids)
     assert np.abs(golden.logits).max() > 1.0
     assert max_error(logits, golden.logits) < MAX_ERROR
+    # So are the hidden states: the head makes those logits of no others.
+    tied, cap = golden.config.tie_embeddings, golden.config.logit_soft_cap
+    head = golden.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
+    assert np.linalg.matrix_rank(head) == golden.config.hidden_size
+    logits = np.concatenate(sequence.hidden) @ head.T
+    logits = logits if cap is None else cap * np.tanh(logits / cap)
+    assert max_error(logits, golden.logits[: sum(CHUNKS)]) < MAX_ERROR
 
 
 ABLATIONS: dict[str, tuple[str, dict[str, object]]] = {

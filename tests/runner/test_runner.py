@@ -1,5 +1,7 @@
 """A whole runner on tiny models: what comes out must not depend on how the work was cut up."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -69,6 +71,29 @@ def test_only_what_was_asked_for_is_brought_back(driver):
     chosen = driver.step([driver.decode(request)], top_logprobs=0)
     assert plain.logprobs is None and plain.top_ids is None
     assert chosen.logprobs is not None and chosen.top_ids is None
+
+
+def test_hidden_states_are_those_of_huggingface(driver, golden):
+    """Of which its logits are made: there are no others that the head makes the same of."""
+    head = golden.tensor("model.embed_tokens.weight").astype(np.float64)
+    assert golden.config.tie_embeddings
+    assert np.linalg.matrix_rank(head) == golden.config.hidden_size
+    expected = np.linalg.lstsq(head, golden.logits.T.astype(np.float64))[0].T
+    whole, parts = (driver.request(golden.input_ids.tolist()) for _ in range(2))
+    works = [driver.prefill(whole), driver.prefill(driver.request(golden.input_ids[:5].tolist()))]
+    result = hidden_states(driver, works)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected[[47, 4]], atol=5e-4)
+    assert np.abs(result - expected[[46, 3]]).max() > 0.1  # the tolerance notices a neighbour
+    while parts.computed < 40:
+        assert driver.step([driver.prefill(parts, 20)]).hidden is None
+    result = hidden_states(driver, [driver.prefill(parts)])
+    np.testing.assert_allclose(result, expected[[47]], atol=5e-4)
+
+
+def hidden_states(driver, works):
+    plan = dataclasses.replace(driver.plan(works), wants_hidden=True)
+    return driver.runner.dispatch(plan).wait().hidden
 
 
 def test_rows_together_draw_what_each_draws_alone(driver):
