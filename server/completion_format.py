@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from jaxsgl.interface import Delta, Finish, TokenLogprob
 from server.logprobs import CompletionLogprobs, CompletionLogprobsWriter, TokenBytes
@@ -23,6 +23,10 @@ class CompletionChoice(Struct, frozen=True):
     """The stop text or token id that ended the answer, where one did."""
     stop_reason: str | int | None
     text: str
+    token_ids: list[int] | UnsetType = UNSET
+    """With `return_token_ids`: of an event, those that it brings."""
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """The same; once in a stream."""
 
 
 class Completion(Struct, frozen=True, omit_defaults=True):
@@ -49,14 +53,14 @@ class Echo:
 @dataclass(slots=True)
 class _Answer:
     texts: list[str] = field(default_factory=list[str])
+    token_ids: list[int] = field(default_factory=list[int])
     logprobs: CompletionLogprobs | None = None
     sum_logprobs: float = 0.0
-    num_tokens: int = 0
     finish: Finish | None = None
 
     @property
     def mean_logprob(self) -> float:
-        return self.sum_logprobs / max(1, self.num_tokens)
+        return self.sum_logprobs / max(1, len(self.token_ids))
 
 
 class CompletionFormat:
@@ -71,14 +75,17 @@ class CompletionFormat:
         best_of: int = 1,
         echoes: Sequence[Echo] = (),
         with_logprobs: bool = True,
+        shown_ids: Sequence[list[int]] = (),
     ) -> None:
         """Of `best_of` answers per prompt, `n` are shown. `echoes`, by prompt, come before their
-        answers."""
+        answers. With `shown_ids`, the ids of each prompt, those of the answers are shown too."""
         self._head = head
         self._token_bytes = token_bytes
         self._n, self._best_of = n, best_of
         self._echoes = echoes
         self._with_logprobs = with_logprobs
+        self._shown_ids = shown_ids
+        self._begun: set[int] = set()
         self._echoed: set[int] = set()
         self._answers: defaultdict[int, _Answer] = defaultdict(_Answer)
         self._text_events: dict[int, TextEvent] = {}
@@ -90,7 +97,7 @@ class CompletionFormat:
         answer.texts.append(text)
         answer.finish = delta.finish
         answer.sum_logprobs += sum(entry.logprob for entry in delta.logprobs or ())
-        answer.num_tokens += len(delta.token_ids)
+        answer.token_ids += delta.token_ids
         if answer.logprobs is None:
             answer.logprobs = logprobs
         elif logprobs is not None:
@@ -110,6 +117,10 @@ class CompletionFormat:
 
     def text(self, index: int, delta: Delta, usage: UsageBody | None) -> bytes:
         text, logprobs = self._news(index, delta)
+        if self._shown_ids and delta.token_ids:
+            ids = self._new_ids(index, delta)
+            choice = CompletionChoice(index, logprobs, None, None, None, text, *ids)
+            return self._event(choice, usage=usage)
         if logprobs is None and usage is None:
             return self._text_event(index)(text) if text or is_step(delta) else b""
         return self._event(CompletionChoice(index, logprobs, None, None, None, text), usage=usage)
@@ -129,7 +140,13 @@ class CompletionFormat:
     def _choice(self, index: int, answer: _Answer) -> CompletionChoice:
         assert answer.finish is not None
         end = self._end(index, answer.finish)
-        return msgspec.structs.replace(end, logprobs=answer.logprobs, text="".join(answer.texts))
+        shown = msgspec.structs.replace(end, logprobs=answer.logprobs, text="".join(answer.texts))
+        if not self._shown_ids:
+            return shown
+        prompt_ids = self._shown_ids[index // self._n]
+        return msgspec.structs.replace(
+            shown, token_ids=answer.token_ids, prompt_token_ids=prompt_ids
+        )
 
     def _end(self, index: int, finish: Finish) -> CompletionChoice:
         reason = self._head.stop_reason(finish)
@@ -150,6 +167,13 @@ class CompletionFormat:
                     before.extend(after)
                 logprobs = before
         return text, logprobs
+
+    def _new_ids(self, index: int, delta: Delta) -> tuple[list[int], list[int] | UnsetType]:
+        """Those of an event, and before the first those of its prompt."""
+        if index in self._begun:
+            return delta.token_ids, UNSET
+        self._begun.add(index)
+        return delta.token_ids, self._shown_ids[index // self._best_of]
 
     def _logprobs(
         self, index: int, entries: list[TokenLogprob] | None

@@ -77,10 +77,15 @@ async def completions(request: web.Request) -> web.StreamResponse:
     head = new_head("cmpl", engine)
     prompts = completion_prompts(body.prompt)
     echoes: list[Echo] = []
-    if body.echo:
+    shown_ids: list[list[int]] = []
+    if body.echo or body.return_token_ids:
         check_choices((body.best_of or body.n or 1) * len(prompts))  # before so many are encoded
+    if body.echo:
         echoes = [await _echo(engine, prompt) for prompt in prompts]
         prompts = [TokenPrompt(echo.token_ids) for echo in echoes]
+    if body.return_token_ids:
+        shown_ids = [await engine.encode(prompt) for prompt in prompts]
+        prompts = [TokenPrompt(ids) for ids in shown_ids]
     requests = completion_requests(body, head.reply_id, engine.model, prompts)
     n = body.n or 1
     reply_format = CompletionFormat(
@@ -90,6 +95,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         best_of=body.best_of or n,
         echoes=echoes,
         with_logprobs=body.logprobs is not None,
+        shown_ids=shown_ids,
     )
     usage = UsageMeter(body.best_of or n)
     return await reply(request, Plan(requests, reply_format, usage), body)

@@ -116,6 +116,8 @@ class CompletionBody(GenerationBody, frozen=True, kw_only=True):
     """Begin each answer with its prompt."""
     best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     """Of so many answers per prompt, keep the `n` with the likeliest tokens."""
+    return_token_ids: bool | None = None
+    """vLLM's: choices have the ids of their tokens, and of their prompt's."""
     suffix: str | None = None
     """Refused: no model here fills gaps."""
     max_tokens: Annotated[int, Meta(ge=0)] | None = None

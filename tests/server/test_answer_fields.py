@@ -26,6 +26,24 @@ async def test_echo(served: Served) -> None:
         assert "".join(_texts(events)) == "abcab"
 
 
+async def test_token_ids(served: Served) -> None:
+    body = {"prompt": ["abc", "xy"], "max_tokens": 3, "n": 2, "seed": 0, "return_token_ids": True}
+    _, reply = await served.post(TEXT, body)
+    prompts = [list(b"abc"), list(b"xy")]
+    for index, choice in enumerate(reply["choices"]):
+        assert choice["prompt_token_ids"] == prompts[index // 2]
+        assert bytes(choice["token_ids"]).decode() == choice["text"] and len(choice["text"]) == 3
+    told = [[] for _ in reply["choices"]]
+    events = await served.stream(TEXT, body)
+    for choice in (json.loads(event)["choices"][0] for event in events[:-1]):
+        ids = told[choice["index"]]
+        assert ("prompt_token_ids" in choice) == (not ids)
+        ids += choice.get("token_ids", [])
+    assert told == [choice["token_ids"] for choice in reply["choices"]]
+    _, reply = await served.post(TEXT, {"prompt": "abc"})
+    assert not reply["choices"][0].keys() & {"token_ids", "prompt_token_ids"}
+
+
 async def test_echo_with_logprobs(served: Served) -> None:
     body = {"prompt": "éb", "max_tokens": 2, "echo": True, "logprobs": 1}
     _, reply = await served.post(TEXT, body)
