@@ -251,7 +251,7 @@ BALANCING_POLICIES = (
     "power-of-two",
     "random",
 )
-LAUNCHERS = ("local", "static")
+LAUNCHERS = ("local", "ray", "static")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,9 +260,13 @@ class ReplicasConfig:
 
     launcher: str | None = option(
         None,
-        "who starts the processes of replicas: local, this server on this machine; static, people, "
-        "one on each machine of --nnodes; default: static with --nnodes above 1, else local",
+        "who starts the processes of replicas: local, this server on this machine; ray, a Ray "
+        "cluster on its machines; static, people, one on each machine of --nnodes; default: "
+        "static with --nnodes above 1, else local",
         choices=LAUNCHERS,
+    )
+    ray_address: str | None = option(
+        None, "of the Ray cluster, as ray.init takes it; default: the one that this machine is in"
     )
     load_balancing_policy: str = option(
         "cache-aware", "which replica gets a request", choices=BALANCING_POLICIES

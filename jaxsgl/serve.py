@@ -6,6 +6,7 @@ Turns signals into an orderly end. It imports no jax: models run in replica proc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import ipaddress
 import logging
@@ -14,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from jaxsgl.actors.text_actor import TextActor
@@ -26,10 +28,11 @@ from jaxsgl.metrics import Metrics
 from jaxsgl.replicas.fleet import plan_fleet
 from jaxsgl.replicas.gpus import find_gpus
 from jaxsgl.replicas.launch import StartError
-from jaxsgl.replicas.launchers import local_replicas, own_devices
+from jaxsgl.replicas.launchers import local_replicas, own_devices, ray_replicas
 from jaxsgl.replicas.machines import choose_launcher, plan_world
 from jaxsgl.replicas.pool import ReplicaPool
 from jaxsgl.replicas.pulse import HealthLimits
+from jaxsgl.replicas.ray_launch import RayCluster
 from jaxsgl.replicas.restarts import RestartPolicy
 from jaxsgl.replicas.routing.policies import make_policy
 from jaxsgl.replicas.seat import SeatRules
@@ -85,18 +88,21 @@ async def serve(
     turns: Turns,
 ) -> int:
     """Start everything in order, wait for the end, stop everything in reverse."""
-    launcher = choose_launcher(engine_config, replicas_config.launcher)
+    launcher = choose_launcher(engine_config, replicas_config)
     if engine_config.node_rank > 0:
         return await _follow(engine_config, server_config)
     # Cheap refusals first: a taken port or a bad file is told before any weights are read.
     _check_policy(replicas_config, server_config)
     tls = tls_context(server_config)
     server_config = _with_open_files(server_config)
-    with bind_socket(server_config.host, server_config.port) as sock:
+    with (
+        bind_socket(server_config.host, server_config.port) as sock,
+        _ray_cluster(launcher, replicas_config) as cluster,
+    ):
         _warn_if_open(server_config, sock)
         signals = _Signals()
         checkpoint, tokenizer = open_model(engine_config)
-        gpus = await find_gpus(os.environ)
+        gpus = await find_gpus(os.environ) if cluster is None else cluster.gpus
         if launcher == "static":
             fleet = plan_world(engine_config, gpus)
         else:
@@ -104,6 +110,11 @@ async def serve(
             fleet = plan_fleet(engine_config.mesh, gpus, num_kv_heads, replicas_config)
         for warning in fleet.warnings:
             log.warning("%s", warning)
+        log_settings = _log_settings(server_config)
+        if cluster is None:
+            replicas = local_replicas(fleet, engine_config, log_settings, os.environ)
+        else:
+            replicas = ray_replicas(fleet, engine_config, log_settings, cluster)
         text = TextActor(tokenizer)
         progress = StartProgress()
         model_name = engine_config.served_model_name or checkpoint.config.name
@@ -111,7 +122,7 @@ async def serve(
         pool = ReplicaPool(
             engine_config,
             text,
-            local_replicas(fleet, engine_config, _log_settings(server_config), os.environ),
+            replicas,
             policy=make_policy(replicas_config.load_balancing_policy, engine_config.random_seed),
             rules=SeatRules(
                 RestartPolicy(max_restarts=replicas_config.max_restarts),
@@ -197,6 +208,18 @@ async def _follow(engine_config: EngineConfig, server_config: ServerConfig) -> i
         following.cancel()
         await asyncio.wait({following})
         signals.close()
+
+
+@contextlib.contextmanager
+def _ray_cluster(launcher: str, config: ReplicasConfig) -> Iterator[RayCluster | None]:
+    if launcher != "ray":
+        yield None
+        return
+    cluster = RayCluster(config.ray_address)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
 
 
 def _log_settings(config: ServerConfig) -> LogSettings:

@@ -28,8 +28,8 @@ _ORPHAN_GRACE_S = 3.0
 _FLUSH_TIMEOUT_S = 2.0
 
 
-def run_replica(socket_path: str, factory: Factory) -> NoReturn:
-    """Serve the front behind `socket_path` until told to stop or the front is gone, then exit with
+def run_replica(address: str, factory: Factory) -> NoReturn:
+    """Serve the front behind `address` until told to stop or the front is gone, then exit with
     an Outcome.
 
     The token of the door is the first line of standard input, where no other process can read it.
@@ -39,17 +39,17 @@ def run_replica(socket_path: str, factory: Factory) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     token = sys.stdin.readline().strip()
-    outcome = asyncio.Runner().run(_live(socket_path, token, factory))
+    outcome = asyncio.Runner().run(_live(address, token, factory))
     # Nothing of value is left: taking the interpreter and its threads apart would only take time.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(outcome)
 
 
-async def _live(socket_path: str, token: str, factory: Factory) -> Outcome:
+async def _live(address: str, token: str, factory: Factory) -> Outcome:
     child = _Child(factory)
     try:
-        link = await enter(socket_path, token, child)
+        link = await enter(address, token, child)
     except OSError:
         return Outcome.ORPHANED
     _exit_when_orphaned(link)

@@ -20,6 +20,7 @@ from jaxsgl.replicas.frames import (
     from_replica_decoder,
 )
 from jaxsgl.replicas.link import Receiver, SocketLink
+from jaxsgl.replicas.tcp import join_address, split_address
 
 _HELLO_MAX_BYTES = 1024
 """Nobody may make us keep more than this before he has shown the token."""
@@ -32,29 +33,37 @@ type ReplicaLink = SocketLink[FromFront, FromReplica]
 class Door:
     """Lets in one replica: the first that shows the token.
 
-    The socket has mode 0600 in a new folder of mode 0700, and both are gone as soon as the door is
-    closed. `opened` is done when the replica is in; from then on its messages go to the receiver.
+    Without a host the socket has mode 0600 in a new folder of mode 0700, and both are gone as soon
+    as the door is closed; with one, it is some port of that address of this machine. `opened` is
+    done when the replica is in; from then on its messages go to the receiver.
     """
 
-    def __init__(self, receiver: Receiver[ToFront]) -> None:
+    def __init__(self, receiver: Receiver[ToFront], host: str | None = None) -> None:
         self.token = secrets.token_hex(32)
         self.opened: asyncio.Future[FrontLink] = asyncio.get_running_loop().create_future()
         self._receiver = receiver
-        self._folder = Path(tempfile.mkdtemp(prefix="jaxsgl-"))
+        self._host = host
+        self._folder = None if host else Path(tempfile.mkdtemp(prefix="jaxsgl-"))
         self._server: asyncio.Server | None = None
         self.strangers: set[_Visitor] = set()
 
     @property
-    def socket_path(self) -> str:
-        return str(self._folder / "front")
+    def address(self) -> str:
+        """The path of the socket, or HOST:PORT once it listens."""
+        if self._folder is not None:
+            return str(self._folder / "front")
+        assert self._server is not None
+        return join_address(*self._server.sockets[0].getsockname()[:2])
 
     async def listen(self) -> None:
         loop = asyncio.get_running_loop()
         # Two steps, so that a cancelled one leaves no server that nobody can close.
-        self._server = await loop.create_unix_server(
-            self._visit, self.socket_path, start_serving=False
-        )
-        os.chmod(self.socket_path, 0o600)
+        if self._host is not None:
+            self._server = await loop.create_server(self._visit, self._host, 0, start_serving=False)
+        else:
+            path = self.address
+            self._server = await loop.create_unix_server(self._visit, path, start_serving=False)
+            os.chmod(path, 0o600)
         await self._server.start_serving()
 
     def close(self) -> None:
@@ -63,7 +72,8 @@ class Door:
             self._server.close()
         for stranger in list(self.strangers):
             stranger.link.fail(None)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def let_in(self, visitor: _Visitor, hello: Hello) -> bool:
         """Whether this visitor is the replica."""
@@ -109,11 +119,16 @@ class _Visitor:
             self._receiver.on_closed(cause)
 
 
-async def enter(socket_path: str, token: str, receiver: Receiver[FromFront]) -> ReplicaLink:
+async def enter(address: str, token: str, receiver: Receiver[FromFront]) -> ReplicaLink:
     """The replica's side: connect and say Hello."""
     loop = asyncio.get_running_loop()
-    _, link = await loop.create_unix_connection(
-        lambda: SocketLink[FromFront, FromReplica](from_front_decoder, receiver), socket_path
-    )
+
+    def make_link() -> ReplicaLink:
+        return SocketLink(from_front_decoder, receiver)
+
+    if address.startswith("/"):
+        _, link = await loop.create_unix_connection(make_link, address)
+    else:
+        _, link = await loop.create_connection(make_link, *split_address(address))
     link.send(Hello(token))
     return link

@@ -76,7 +76,7 @@ class ProcessLaunch:
         command: Sequence[str] = REPLICA_COMMAND,
     ) -> None:
         """`log` is what the child prints. `environment` is all the child sees; None is what this
-        process sees. The path of the socket is appended to `command`."""
+        process sees. The address of the door is appended to `command`."""
         self._start = Start(epoch, config, log or LogSettings())
         self._environment = environment
         self._command = command
@@ -94,7 +94,7 @@ class ProcessLaunch:
         try:
             process = self._process = await asyncio.create_subprocess_exec(
                 *self._command,
-                door.socket_path,
+                door.address,
                 stdin=asyncio.subprocess.PIPE,
                 env=self._environment,
                 process_group=0,
@@ -111,7 +111,7 @@ class ProcessLaunch:
             return_when=asyncio.FIRST_COMPLETED,
         )
         if not door.opened.done():
-            how = _ending(exited.result()).how if exited.done() else "did not connect"
+            how = ending_of(exited.result()).how if exited.done() else "did not connect"
             raise StartError(f"the replica process {how or 'ended'}")
         link: Link[FromFront] = door.opened.result()
         door.close()
@@ -123,7 +123,9 @@ class ProcessLaunch:
         link = self._door.opened.result()
         await asyncio.wait({self._exited, link.closed}, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.wait({self._exited}, timeout=_EXIT_GRACE_S)
-        return _ending(self._exited.result()) if self._exited.done() else Ending("closed its link")
+        return (
+            ending_of(self._exited.result()) if self._exited.done() else Ending("closed its link")
+        )
 
     async def close(self) -> None:
         if self._door is not None:
@@ -139,7 +141,8 @@ class ProcessLaunch:
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def _ending(exit_code: int) -> Ending:
+def ending_of(exit_code: int) -> Ending:
+    """How a replica process ended that exited so; a signal that killed it is below 0."""
     if exit_code == Outcome.ORDERED:
         return Ending(None)
     if exit_code < 0:

@@ -12,6 +12,7 @@ import msgspec
 
 from jaxsgl.actors.messages import CONTROL
 from jaxsgl.replicas.frames import FrameError, FrameReader, encode_frame
+from jaxsgl.replicas.tcp import watch_peer
 
 _BATCH_BYTES = 256 << 10
 """About as much as is handed to the socket at once; what waits behind can still be overtaken."""
@@ -147,6 +148,9 @@ class SocketLink[In, Out](asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock.family != socket.AF_UNIX:
+            watch_peer(sock)
         if self._closing:  # given up before it was there
             transport.abort()
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from jaxsgl.config import ConfigError, EngineConfig
+from jaxsgl.config import ConfigError, EngineConfig, ReplicasConfig
 from jaxsgl.replicas.fleet import Device, Fleet, ReplicaPlan, split_mesh
 
 
-def choose_launcher(config: EngineConfig, launcher: str | None) -> str:
+def choose_launcher(config: EngineConfig, replicas: ReplicasConfig) -> str:
     """Who starts the processes of replicas. Raises ConfigError for settings of several machines
     that contradict each other."""
-    several = config.nnodes > 1
+    several, launcher = config.nnodes > 1, replicas.launcher
     if launcher is None:
         launcher = "static" if several else "local"
     if launcher == "static" and not several:
@@ -29,6 +29,10 @@ def choose_launcher(config: EngineConfig, launcher: str | None) -> str:
             raise ConfigError(f"--nnodes {config.nnodes} needs {flag}")
         if not several and value is not None:
             raise ConfigError(f"{flag} is for --nnodes of 2 or more")
+    if launcher != "ray" and replicas.ray_address is not None:
+        raise ConfigError(f"--ray-address is for --launcher ray, not {launcher}")
+    if launcher == "ray" and config.mesh is None:
+        raise ConfigError("--launcher ray needs --dp and --tp, or --mesh")
     return launcher
 
 

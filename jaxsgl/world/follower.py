@@ -42,7 +42,7 @@ from jaxsgl.world.orders import (
     end_of,
     order_decoder,
 )
-from jaxsgl.world.wire import Wire, WireClosed, proof_of, read_key, split_address
+from jaxsgl.world.wire import Wire, WireClosed, proof_of, read_key, world_address
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _unwatched(stage: str, done: int, total: int) -> None:
 def join(config: EngineConfig) -> tuple[Wire[Order], Welcome]:
     """Find the leader, however long it takes, and wait until all are there. Raises ConfigError."""
     assert config.dist_init_addr is not None and config.world_key_file is not None
-    address = split_address(config.dist_init_addr)
+    address = world_address(config.dist_init_addr)
     key = read_key(config.world_key_file)
     log.info("rank %d looks for the leader at %s", config.node_rank, config.dist_init_addr)
     while True:

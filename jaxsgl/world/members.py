@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxsgl.config import ConfigError, EngineConfig
+from jaxsgl.replicas.tcp import family_of, join_address
 from jaxsgl.world.errors import WorldLost
 from jaxsgl.world.orders import (
     Broken,
@@ -25,7 +26,7 @@ from jaxsgl.world.orders import (
     Word,
     word_decoder,
 )
-from jaxsgl.world.wire import Wire, WireClosed, proof_of, read_key, split_address
+from jaxsgl.world.wire import Wire, WireClosed, proof_of, read_key, world_address
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +80,10 @@ class Members:
         """Wait until all are in, and tell them where jax meets, which is returned. Raises
         ConfigError for an address that cannot be listened at, and WorldLost."""
         assert self._config.dist_init_addr is not None and self._config.world_key_file is not None
-        host, port = split_address(self._config.dist_init_addr)
+        host, port = world_address(self._config.dist_init_addr)
         key = read_key(self._config.world_key_file)
         try:
-            with socket.create_server((host, port), family=_family(host)) as server:
+            with socket.create_server((host, port), family=family_of(host)) as server:
                 server.settimeout(_REMIND_S)
                 log.info("waiting at %s:%d for %d processes", host, port, len(self._missing()))
                 while self._missing():
@@ -206,12 +207,8 @@ def _gone(rank: int, error: WireClosed) -> str:
     return f"the process of rank {rank} is gone ({error})"
 
 
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
 def _free_address(host: str) -> str:
     """One of this machine that nobody listens at."""
-    with socket.create_server((host, 0), family=_family(host)) as server:
+    with socket.create_server((host, 0), family=family_of(host)) as server:
         port = server.getsockname()[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join_address(host, port)

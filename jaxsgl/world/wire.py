@@ -15,16 +15,13 @@ import msgspec
 
 from jaxsgl.config import ConfigError
 from jaxsgl.replicas.frames import MAX_FRAME_BYTES, FrameError, FrameReader, encode_frame
+from jaxsgl.replicas.tcp import split_address, watch_peer
 from jaxsgl.world.orders import encoder
 
 HANDSHAKE_MAX_BYTES = 16 << 10
 """Nobody may make us keep more than this before he has shown that he knows the key."""
 _READ_BYTES = 256 << 10
 _MIN_KEY_BYTES = 16
-_SILENCE_S = 5
-"""Without a word, the kernel asks whether the other machine is still there..."""
-_GONE_MS = 15_000
-"""...and gives it up after this."""
 
 
 class WireClosed(Exception):
@@ -39,15 +36,7 @@ class Wire[In]:
         self._reader = FrameReader(decoder, HANDSHAKE_MAX_BYTES)
         self._received: deque[In] = deque()
         self._sending = threading.Lock()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (
-            ("TCP_KEEPIDLE", _SILENCE_S),
-            ("TCP_KEEPINTVL", _SILENCE_S),
-            ("TCP_USER_TIMEOUT", _GONE_MS),
-        ):
-            if (number := getattr(socket, name, None)) is not None:  # not on every system
-                sock.setsockopt(socket.IPPROTO_TCP, number, value)
+        watch_peer(sock)
 
     def trust(self) -> None:
         """The other side has shown who it is: it may send what is large, and be silent."""
@@ -98,9 +87,9 @@ def proof_of(key: bytes, nonce: str, rank: int) -> str:
     return hmac.new(key, f"{nonce} {rank}".encode(), hashlib.sha256).hexdigest()
 
 
-def split_address(text: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT. Raises ConfigError."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ConfigError(f"--dist-init-addr {text!a} is no HOST:PORT")
-    return host.strip("[]"), int(port)
+def world_address(text: str) -> tuple[str, int]:
+    """Host and port of --dist-init-addr. Raises ConfigError."""
+    try:
+        return split_address(text)
+    except ValueError as error:
+        raise ConfigError(f"--dist-init-addr {error}") from None

@@ -20,7 +20,7 @@ async def door():
     await door.listen()
     yield door, inside
     door.close()
-    assert not Path(door.socket_path).parent.exists()
+    assert not Path(door.address).parent.exists()
     if door.opened.done():
         link = door.opened.result()
         link.close()
@@ -30,7 +30,7 @@ async def door():
 
 
 async def test_only_this_user_can_reach_the_socket(door):
-    path = door[0].socket_path
+    path = door[0].address
     folder = os.stat(os.path.dirname(path))
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert (stat.S_IMODE(folder.st_mode), folder.st_uid) == (0o700, os.getuid())
@@ -39,7 +39,7 @@ async def test_only_this_user_can_reach_the_socket(door):
 async def test_the_replica_is_let_in_and_heard(door):
     door, inside = door
     outside = Recorder()
-    link = await enter(door.socket_path, door.token, outside)
+    link = await enter(door.address, door.token, outside)
     link.send(Progress("loading", 0, 1))
     (await door.opened).send(Stop())
     assert await inside.until(1) == [Progress("loading", 0, 1)]
@@ -52,7 +52,7 @@ async def test_the_replica_is_let_in_and_heard(door):
 
 
 async def is_shown_the_door(door: Door, first_bytes: bytes) -> bool:
-    reader, writer = await asyncio.open_unix_connection(door.socket_path)
+    reader, writer = await asyncio.open_unix_connection(door.address)
     writer.write(first_bytes)
     try:
         async with asyncio.timeout(10):
@@ -82,7 +82,7 @@ async def test_strangers_are_refused_and_the_replica_still_gets_in(door, first_b
     assert await is_shown_the_door(door, bytes(first_bytes))
     assert not door.opened.done()
     outside = Recorder()
-    link = await enter(door.socket_path, door.token, outside)
+    link = await enter(door.address, door.token, outside)
     await asyncio.wait_for(door.opened, 10)
     assert not inside.messages and not inside.causes
     link.close()
@@ -91,7 +91,7 @@ async def test_strangers_are_refused_and_the_replica_still_gets_in(door, first_b
 
 async def test_a_second_replica_is_refused(door, caplog):
     door, inside = door
-    first = await enter(door.socket_path, door.token, Recorder())
+    first = await enter(door.address, door.token, Recorder())
     await door.opened
     assert await is_shown_the_door(door, encode_frame(Hello(door.token)))
     first.send(Progress("loading", 0, 1))
@@ -104,7 +104,7 @@ async def test_a_second_replica_is_refused(door, caplog):
 async def test_a_second_hello_ends_the_link(door):
     door, inside = door
     outside = Recorder()
-    link = await enter(door.socket_path, door.token, outside)
+    link = await enter(door.address, door.token, outside)
     link.send(Hello(door.token))
     await asyncio.wait_for(link.closed, 10)
     assert not inside.messages
@@ -112,7 +112,7 @@ async def test_a_second_hello_ends_the_link(door):
 
 async def test_closing_the_door_turns_silent_strangers_away(door):
     door, _ = door
-    reader, writer = await asyncio.open_unix_connection(door.socket_path)
+    reader, writer = await asyncio.open_unix_connection(door.address)
     await until(lambda: door.strangers)
     door.close()
     assert await asyncio.wait_for(reader.read(), 10) == b""

@@ -2,18 +2,24 @@ from __future__ import annotations
 
 import pytest
 
-from jaxsgl.config import ConfigError, EngineConfig
+from jaxsgl.config import ConfigError, EngineConfig, ReplicasConfig
 from jaxsgl.replicas.fleet import Device
 from jaxsgl.replicas.machines import choose_launcher, plan_world
 
 TWO = {"nnodes": 2, "dist_init_addr": "host:1", "world_key_file": "key"}
 
 
+def chosen(launcher: str | None = None, ray_address: str | None = None, **settings) -> str:
+    replicas = ReplicasConfig(launcher=launcher, ray_address=ray_address)
+    return choose_launcher(EngineConfig(**settings), replicas)
+
+
 def test_who_starts_the_processes():
-    assert choose_launcher(EngineConfig(), None) == "local"
-    assert choose_launcher(EngineConfig(), "local") == "local"
-    assert choose_launcher(EngineConfig(**TWO), None) == "static"
-    assert choose_launcher(EngineConfig(**TWO, node_rank=1), "static") == "static"
+    assert chosen() == "local"
+    assert chosen(launcher="local") == "local"
+    assert chosen("ray", "host:1", mesh="dp=2") == "ray"
+    assert chosen(**TWO) == "static"
+    assert chosen(**TWO, node_rank=1, launcher="static") == "static"
 
 
 @pytest.mark.parametrize(
@@ -26,12 +32,15 @@ def test_who_starts_the_processes():
         (TWO | {"dist_init_addr": None}, None, "--nnodes 2 needs --dist-init-addr"),
         (TWO | {"world_key_file": None}, None, "--nnodes 2 needs --world-key-file"),
         ({"dist_init_addr": "host:1"}, None, "--dist-init-addr is for --nnodes of 2"),
+        (TWO, "ray", "--nnodes 2 needs --launcher static, not ray"),
+        ({}, "ray", "--launcher ray needs --dp and --tp, or --mesh"),
+        ({"ray_address": "host:1"}, None, "--ray-address is for --launcher ray, not local"),
         ({"world_key_file": "key"}, None, "--world-key-file is for --nnodes of 2"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, launcher, message):
     with pytest.raises(ConfigError, match=message):
-        choose_launcher(EngineConfig(**settings), launcher)
+        chosen(launcher, **settings)
 
 
 def gpus(count: int) -> list[Device]:

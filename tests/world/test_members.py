@@ -25,7 +25,7 @@ from jaxsgl.world.orders import (
     Welcome,
     order_decoder,
 )
-from jaxsgl.world.wire import Wire, WireClosed, proof_of, read_key, split_address
+from jaxsgl.world.wire import Wire, WireClosed, proof_of, read_key, world_address
 from tests.world.gathering import gathered, world_config
 
 
@@ -38,7 +38,7 @@ def connect(config: EngineConfig) -> Wire[Order]:
     assert config.dist_init_addr is not None
     while True:
         try:
-            sock = socket.create_connection(split_address(config.dist_init_addr))
+            sock = socket.create_connection(world_address(config.dist_init_addr))
         except ConnectionRefusedError:
             time.sleep(0.01)
         else:
@@ -156,12 +156,12 @@ def test_what_must_be_the_same():
 @pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:0", "host:65536", "host:x"])
 def test_no_address(text: str):
     with pytest.raises(ConfigError, match="HOST:PORT"):
-        split_address(text)
+        world_address(text)
 
 
 def test_addresses():
-    assert split_address("node-1:5000") == ("node-1", 5000)
-    assert split_address("[::1]:5000") == ("::1", 5000)
+    assert world_address("node-1:5000") == ("node-1", 5000)
+    assert world_address("[::1]:5000") == ("::1", 5000)
 
 
 def test_keys(tmp_path: Path):
@@ -175,6 +175,6 @@ def test_keys(tmp_path: Path):
 def test_an_address_that_is_taken(tmp_path: Path):
     config = world_config(tmp_path)
     assert config.dist_init_addr is not None
-    with socket.create_server(split_address(config.dist_init_addr)):
+    with socket.create_server(world_address(config.dist_init_addr)):
         with pytest.raises(ConfigError, match=r"--dist-init-addr .*in use"):
             Members(config, pytest.fail).gather()
