@@ -39,12 +39,12 @@ def shares(policy_name: str, loads: list[ReplicaLoad], num_open: int = 0) -> lis
 
 
 def test_round_robin_gives_equal_shares():
-    assert shares("round-robin", replicas(5, 1, 1)) == pytest.approx([1 / 3] * 3, abs=0.02)
+    assert shares("round-robin", replicas(5, 1, 1)) == pytest.approx([1 / 3] * 3, rel=0.02)
 
 
 def test_weighted_gives_shares_by_weight():
-    assert shares("weighted", replicas(2, 1)) == pytest.approx([2 / 3, 1 / 3], abs=0.02)
-    assert shares("weighted", replicas(1, 1, 0.5)) == pytest.approx([0.4, 0.4, 0.2], abs=0.02)
+    assert shares("weighted", replicas(2, 1)) == pytest.approx([2 / 3, 1 / 3], rel=0.02)
+    assert shares("weighted", replicas(1, 1, 0.5)) == pytest.approx([0.4, 0.4, 0.2], rel=0.02)
 
 
 def test_weighted_spreads_the_shares_evenly():
