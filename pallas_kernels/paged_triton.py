@@ -162,6 +162,11 @@ def as_tokens(pages: jax.Array) -> jax.Array:
     return pages.reshape(-1, *pages.shape[2:])
 
 
+def as_vector(first_page: jax.Array | None) -> jax.Array:
+    """int32 [1], as kernels take a number."""
+    return jnp.zeros(1, jnp.int32) if first_page is None else first_page.reshape(1)
+
+
 def one_head(pages: jax.Array, axis: int) -> pl.BlockSpec:
     """All tokens of the kv head whose number is the grid's index along `axis`."""
     tokens = pages.shape[0] * pages.shape[1]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxsgl.models.sharding import Layout
@@ -29,8 +30,10 @@ class AttentionKind(NamedTuple):
 
 
 KVPages = tuple[jax.Array, ...]
-"""One layer's keys and values, each [pages, page_size, kv_heads, head_dim]; with latent attention
-the latents alone, which are both."""
+"""Keys and values of all layers, each [layers * pages, page_size, kv_heads, head_dim]: a page has a
+place in every layer, one layer's behind another's. With latent attention there are the latents
+alone, which are both. Two arrays and not two per layer, because a host pays for every array that it
+hands to a program, and ten times as much for one that comes back."""
 
 
 class AttentionOptions(NamedTuple):
@@ -76,6 +79,7 @@ def attend(
     q: jax.Array,
     new: tuple[jax.Array, ...],
     pages: KVPages,
+    first_page: jax.Array,
     batch: ForwardBatch,
     kind: AttentionKind,
     layout: Layout,
@@ -84,12 +88,12 @@ def attend(
     """Write what is new to its pages, then let each token see its row up to itself.
 
     q is [tokens, q_heads, head_dim]; `new` has one array [tokens, kv_heads, head_dim] for each of
-    the pages': keys and values, or latents. Returns attention's output, shaped like q, and the
-    pages.
+    the pages': keys and values, or latents. The layer's pages begin at `first_page`, int32 [].
+    Returns attention's output, shaped like q, and the pages.
     """
     local = functools.partial(_attend_on_one_device, kind=kind, options=options)
     if layout.mesh.size == 1:
-        return local(q, new, pages, batch)
+        return local(q, new, pages, first_page, batch)
     # The partitioner cannot look into a kernel: heads are dealt out to the devices by hand.
     q_spec = layout.spec(None, "q_heads", None)
     new_spec = layout.spec(None, "kv_heads", None)
@@ -97,29 +101,35 @@ def attend(
     return jax.shard_map(
         local,
         mesh=layout.mesh,
-        in_specs=(q_spec, new_spec, pages_spec, PartitionSpec()),
+        in_specs=(q_spec, new_spec, pages_spec, PartitionSpec(), PartitionSpec()),
         out_specs=(q_spec, pages_spec),
         check_vma=False,
-    )(q, new, pages, batch)
+    )(q, new, pages, first_page, batch)
 
 
 def _attend_on_one_device(
     q: jax.Array,
     new: tuple[jax.Array, ...],
     pages: KVPages,
+    first_page: jax.Array,
     batch: ForwardBatch,
     *,
     kind: AttentionKind,
     options: AttentionOptions,
 ) -> tuple[jax.Array, KVPages]:
-    places = batch.write_page, batch.write_offset
+    write_page = jnp.where(batch.write_page < 0, batch.write_page, batch.write_page + first_page)
+    places = write_page, batch.write_offset
     if len(pages) == 1:
         pages = (page_write(*pages, *new, *places),)
     else:
         pages = kv_write(*pages, *new, *places)
     keys, values = pages[0], pages[-1]
     table, kv_len = batch.page_table, batch.kv_len
-    how: dict[str, Any] = {**options._asdict(), "backend": kind.backend}
+    how: dict[str, Any] = {
+        **options._asdict(),
+        "first_page": first_page,
+        "backend": kind.backend,
+    }
     if kind.mode == "mixed":
         out = paged_prefill(q, keys, values, table, batch.q_start, kv_len, **how)
     else:

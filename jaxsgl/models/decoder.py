@@ -56,7 +56,7 @@ class DecoderLayer(nnx.Module):
         pages: KVPages,
         kind: AttentionKind,
     ) -> tuple[jax.Array, KVPages]:
-        """Hidden states [tokens, embed] after this layer, and its pages with the new tokens."""
+        """Hidden states [tokens, embed] after this layer, and the pages with the new tokens."""
         return self.compute(x, norm_scales, inputs, pages, kind)
 
     def compute(
@@ -133,8 +133,8 @@ class Decoder(Model):
         return None if index in self.config.unrotated_layers else "global"
 
     def __call__(
-        self, batch: ForwardBatch, kv: tuple[KVPages, ...], kind: AttentionKind
-    ) -> tuple[jax.Array, tuple[KVPages, ...]]:
+        self, batch: ForwardBatch, pages: KVPages, kind: AttentionKind
+    ) -> tuple[jax.Array, KVPages]:
         """Logits of the wanted tokens, float32 [logits, vocab], and the pages with the new tokens.
 
         In "decode" every row has one token and wants its logits; `batch.logit_idx` may repeat the
@@ -154,21 +154,24 @@ class Decoder(Model):
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         ropes = self._rope_tables(batch.positions)
         scales, num_norms = self.norm_scales[...], len(self.norm_names)
-        new_kv: list[KVPages] = []
-        for index, (layer, pages) in enumerate(zip(self.layers, kv, strict=True)):
+        pages_each = len(pages[0]) // config.num_layers
+        for index, layer in enumerate(self.layers):
             layer_scales = tuple(scales[num_norms * index + i] for i in range(num_norms))
-            inputs = StepInputs(batch, ropes[self.rotation(index)], self._head_norms(index))
+            first_page = jnp.asarray(index * pages_each, jnp.int32)
+            rope, head_norms = ropes[self.rotation(index)], self._head_norms(index)
+            inputs = StepInputs(batch, first_page, rope, head_norms)
             layer, x = at_hand(layer, x, layout)
             x, pages = layer(x, layer_scales, inputs, pages, kind)
-            new_kv.append(pages)
         if kind.mode == "mixed" or len(batch.logit_idx) > len(x):
             x = x[batch.logit_idx]
-        return rms_norm(x, scales[-1], config.norm_eps, config.norm_offset), tuple(new_kv)
+        return rms_norm(x, scales[-1], config.norm_eps, config.norm_offset), pages
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Float32 [logits, vocab] of hidden states after the last norm."""
         head = self.embedding if self.config.tie_embeddings else self.head
         logits = linear(x, head[...], jnp.float32)
+        # Logits are brought together, not the head: the partitioner alone might choose the latter.
+        logits = self.layout.constrain(logits, None, "vocab")
         return self.layout.constrain(soft_cap(logits, self.config.logit_soft_cap))
 
     def _rope_tables(self, positions: jax.Array) -> Mapping[Rotation, RopeTables | None]:

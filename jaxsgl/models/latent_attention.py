@@ -83,7 +83,16 @@ class LatentSelfAttention(Block):
         # As many copies as devices: every head needs all of it.
         cached = jnp.repeat(cached, self.layout.kv_repeat, axis=1)
 
-        attended, pages = attend(q, (cached,), pages, inputs.batch, kind, self.layout, self.options)
+        attended, pages = attend(
+            q,
+            (cached,),
+            pages,
+            inputs.first_page,
+            inputs.batch,
+            kind,
+            self.layout,
+            self.options,
+        )
         values = jnp.einsum("thr,hdr->thd", attended[..., : latent.kv_rank], self.value[...])
         return linear(values.reshape(len(x), -1), self.out[...]), pages
 

@@ -43,6 +43,8 @@ class StepInputs:
     """What a layer's attention needs besides hidden states and pages."""
 
     batch: ForwardBatch
+    first_page: jax.Array
+    """int32 []: where the layer's pages begin."""
     rope: RopeTables | None
     """None for a layer that rotates nothing."""
     head_norms: HeadNorms | None
@@ -82,7 +84,7 @@ class SelfAttention(Block):
         self, x: jax.Array, inputs: StepInputs, pages: KVPages, kind: AttentionKind
     ) -> tuple[jax.Array, KVPages]:
         """Attention's output [tokens, embed], and the pages with the new tokens."""
-        config = self.config
+        config, batch = self.config, inputs.batch
         width, head_dim = self.qkv.shape[1:3]
         qkv = linear(x, self.qkv[...])
         if config.attention_bias:
@@ -95,7 +97,9 @@ class SelfAttention(Block):
             k = rms_norm(k, inputs.head_norms.k, config.norm_eps, config.norm_offset)
         if inputs.rope is not None:
             q, k = rotate(q, *inputs.rope), rotate(k, *inputs.rope)
-        attended, pages = attend(q, (k, v), pages, inputs.batch, kind, self.layout, self.options)
+        attended, pages = attend(
+            q, (k, v), pages, inputs.first_page, batch, kind, self.layout, self.options
+        )
         return linear(attended.reshape(len(x), -1), self.out[...]), pages
 
     def host_weights(self, tensors: TensorSource, prefix: str) -> HostWeights:

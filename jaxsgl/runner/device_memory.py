@@ -23,7 +23,7 @@ class DeviceMemory:
 
     def __init__(self, weights: Weights, programs: Programs) -> None:
         self.weights = weights
-        self.kv: tuple[KVPages, ...]
+        self.kv: KVPages
         self.state: SlotState
         self.programs = programs
         """Those that the arrays are laid out for."""

@@ -15,20 +15,16 @@ from jaxsgl.models.sharding import Layout
 
 def kv_allocator(
     config: ModelConfig, layout: Layout, num_pages: int, page_size: int, dtype: DTypeLike
-) -> Callable[[], tuple[KVPages, ...]]:
+) -> Callable[[], KVPages]:
     """A compiled function that returns zeroed pages for every layer, kv heads spread as laid out.
 
-    Keys and values of a layer are separate arrays [pages, page_size, kv_heads, head_dim], with
-    latent attention there are the latents alone: each step takes them as donated arguments and
-    writes them in place.
+    Each step takes them as donated arguments and writes them in place.
     """
-    shape = (num_pages, page_size, config.num_kv_heads * layout.kv_repeat, config.head_dim)
+    kv_heads = config.num_kv_heads * layout.kv_repeat
+    shape = (config.num_layers * num_pages, page_size, kv_heads, config.head_dim)
 
-    def allocate() -> tuple[KVPages, ...]:
-        return tuple(
-            tuple(jnp.zeros(shape, dtype) for _ in range(config.cache_arrays))
-            for _ in range(config.num_layers)
-        )
+    def allocate() -> KVPages:
+        return tuple(jnp.zeros(shape, dtype) for _ in range(config.cache_arrays))
 
     return jax.jit(allocate, out_shardings=layout.sharding(None, None, "kv_heads", None))
 

@@ -22,9 +22,22 @@ from jaxsgl.runner.buckets import Bucket
 from jaxsgl.runner.kv_cache import kv_allocator
 from jaxsgl.runner.packing import PackedInts
 from jaxsgl.runner.platform import Platform
-from jaxsgl.runner.sampler import DrawKind, Drawn, draw_step
-from jaxsgl.runner.slot_state import SlotState, open_slot, opening_fields, state_allocator
-from jaxsgl.runner.slot_updates import UPDATE_SIZES, UpdateSize, update_fields, update_slots
+from jaxsgl.runner.sampler import DrawKind, Drawn, draw_step, draw_writes
+from jaxsgl.runner.slot_state import (
+    OPENING_WRITES,
+    SlotState,
+    open_slot,
+    opening_fields,
+    split_state,
+    state_allocator,
+)
+from jaxsgl.runner.slot_updates import (
+    UPDATE_SIZES,
+    UPDATE_WRITES,
+    UpdateSize,
+    update_fields,
+    update_slots,
+)
 from jaxsgl.runner.token_masks import jit_mask, mask_fields
 from jaxsgl.step import StepLimits
 
@@ -36,6 +49,22 @@ class Program(NamedTuple):
 
     fields: PackedInts
     run: Any
+
+
+class StateProgram(NamedTuple):
+    """A program that writes some arrays of the slots' state: those alone are donated and come back,
+    since a host pays for each."""
+
+    fields: PackedInts
+    jitted: Any
+    """jitted(written, rest, *args) -> (result, written), as `split_state` splits the state."""
+    writes: tuple[str, ...]
+
+    def run(self, state: SlotState, *args: Any) -> tuple[Any, SlotState]:
+        """What the program returns, and the state after it."""
+        written, rest = split_state(state, self.writes)
+        result, written = self.jitted(written, rest, *args)
+        return result, rest._replace(**written)
 
 
 ProgramKind = Literal["forward", "draw", "mask", "slots"]
@@ -75,7 +104,7 @@ class Programs:
         join, self.weights = split_model(model, layout)
         self._kv = kv_allocator(config, layout, limits.num_pages, limits.page_size, kv_dtype)
         self._state = state_allocator(layout, limits)
-        self.allocate_kv: Callable[[], tuple[KVPages, ...]] = self._kv
+        self.allocate_kv: Callable[[], KVPages] = self._kv
         self.allocate_state: Callable[[], SlotState] = self._state
         self.forward = {
             bucket: forward_program(
@@ -134,14 +163,17 @@ class Programs:
             shape = (num_logits, self.limits.vocab_size)
             return jax.ShapeDtypeStruct(shape, np.float32, sharding=replicated)
 
+        def state_call(kind: ProgramKind, key: Any, program: StateProgram, *args: Any) -> Call:
+            parts = split_state(state, program.writes)
+            return Call(kind, key, program.jitted, (*parts, *args, vector(program.fields)))
+
         for key, program in self.draw.items():
-            args = (logits(key[1]), state, vector(program.fields))
-            calls.append(Call("draw", key, program.run, args))
+            calls.append(state_call("draw", key, program, logits(key[1])))
         for num_logits, program in self.mask.items():
             args = (logits(num_logits), vector(program.fields))
             calls.append(Call("mask", num_logits, program.run, args))
         for key, program in (("open", self.open), *self.update.items()):
-            calls.append(Call("slots", key, program.run, (state, vector(program.fields))))
+            calls.append(state_call("slots", key, program))
         return calls
 
 
@@ -201,8 +233,8 @@ def forward_program(
     fields = forward_fields(bucket)
 
     def forward(
-        weights: Weights, kv: tuple[KVPages, ...], state: SlotState, vector: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None, tuple[KVPages, ...]]:
+        weights: Weights, kv: KVPages, state: SlotState, vector: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None, KVPages]:
         batch = unpack_forward(bucket, vector, state, page_size)
         model = join(weights)
         hidden, kv = model.hidden(batch, kv, kind)
@@ -221,15 +253,15 @@ def forward_program(
     )
 
 
-def draw_program(layout: Layout, num_logits: int, kind: DrawKind, backend: str) -> Program:
-    """run(logits, state, vector) -> (Drawn, state), see `sampler.draw_step`; state is donated."""
+def draw_program(layout: Layout, num_logits: int, kind: DrawKind, backend: str) -> StateProgram:
+    """run(state, logits, vector) -> (Drawn, state), see `sampler.draw_step`."""
     fields = draw_fields(num_logits)
 
-    def draw(logits: jax.Array, state: SlotState, vector: jax.Array) -> tuple[Drawn, SlotState]:
+    def draw(state: SlotState, logits: jax.Array, vector: jax.Array) -> tuple[Drawn, SlotState]:
         return draw_step(logits, state, fields.unpack(vector), kind, backend)
 
     draw.__name__ = f"draw_{kind}_{num_logits}"
-    return Program(fields, jax.jit(draw, donate_argnames="state", out_shardings=layout.sharding()))
+    return _state_program(layout, fields, draw, draw_writes(kind))
 
 
 def mask_program(layout: Layout, num_logits: int, limits: StepLimits, backend: str) -> Program:
@@ -238,28 +270,37 @@ def mask_program(layout: Layout, num_logits: int, limits: StepLimits, backend: s
     return Program(fields, jit_mask(layout, fields, num_logits, backend))
 
 
-def opening_program(layout: Layout, vocab_size: int) -> Program:
-    """run(state, vector) -> state with one slot set, see `slot_state.open_slot`; state is
-    donated."""
-    return _slot_program(layout, opening_fields(vocab_size), open_slot, "open_slot")
+def opening_program(layout: Layout, vocab_size: int) -> StateProgram:
+    """run(state, vector) -> (None, state with one slot set), see `slot_state.open_slot`."""
+    fields = opening_fields(vocab_size)
+
+    def open_one(state: SlotState, vector: jax.Array) -> tuple[None, SlotState]:
+        return None, open_slot(state, fields.unpack(vector))
+
+    return _state_program(layout, fields, open_one, OPENING_WRITES)
 
 
-def update_program(layout: Layout, size: UpdateSize) -> Program:
-    """run(state, vector) -> state with a plan's changes, see `slot_updates`; state is donated."""
-    return _slot_program(layout, update_fields(size), update_slots, f"update_{size.num_edits}")
+def update_program(layout: Layout, size: UpdateSize) -> StateProgram:
+    """run(state, vector) -> (None, state with a plan's changes), see `slot_updates`."""
+    fields = update_fields(size)
+
+    def update(state: SlotState, vector: jax.Array) -> tuple[None, SlotState]:
+        return None, update_slots(state, fields.unpack(vector))
+
+    update.__name__ = f"update_{size.num_edits}"
+    return _state_program(layout, fields, update, UPDATE_WRITES)
 
 
-def _slot_program(
-    layout: Layout,
-    fields: PackedInts,
-    change: Callable[[SlotState, dict[str, jax.Array]], SlotState],
-    name: str,
-) -> Program:
-    def run(state: SlotState, vector: jax.Array) -> SlotState:
-        return change(state, fields.unpack(vector))
+def _state_program(
+    layout: Layout, fields: PackedInts, change: Callable[..., Any], writes: tuple[str, ...]
+) -> StateProgram:
+    def run(written: dict[str, jax.Array], rest: SlotState, *args: jax.Array) -> Any:
+        result, state = change(rest._replace(**written), *args)
+        return result, split_state(state, writes)[0]
 
-    run.__name__ = name
-    return Program(fields, jax.jit(run, donate_argnames="state", out_shardings=layout.sharding()))
+    run.__name__ = change.__name__
+    jitted = jax.jit(run, donate_argnames="written", out_shardings=layout.sharding())
+    return StateProgram(fields, jitted, writes)
 
 
 def compile_all(calls: Sequence[Call], progress: Callable[[int, int], None]) -> list[int]:

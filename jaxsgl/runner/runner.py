@@ -138,11 +138,14 @@ class ModelRunner:
             case "forward":
                 _, _, memory.kv = call.run(memory.weights, memory.kv, memory.state, vector)
             case "draw":
-                _, memory.state = call.run(_zeros(call.args[0]), memory.state, vector)
+                program = self.programs.draw[call.key]
+                _, memory.state = program.run(memory.state, _zeros(call.args[2]), vector)
             case "mask":
                 call.run(_zeros(call.args[0]), vector)
+            case "slots" if call.key == "open":
+                _, memory.state = self.programs.open.run(memory.state, vector)
             case "slots":
-                memory.state = call.run(memory.state, vector)
+                _, memory.state = self.programs.update[call.key].run(memory.state, vector)
 
     def _inert_vector(self, call: Call) -> NDArray[np.int32]:
         programs, padding_slot = self.programs, self._padding_slot
@@ -183,12 +186,12 @@ class ModelRunner:
 
     def _update_slots(self, plan: StepPlan) -> None:
         for size, packed in pack_updates(plan):
-            self._memory.state = self.programs.update[size].run(self._memory.state, packed)
+            _, self._memory.state = self.programs.update[size].run(self._memory.state, packed)
 
     def _open_slot(self, opening: SlotOpening) -> None:
         program = self.programs.open
         packed = pack_opening(opening, program.fields, self.limits.vocab_size)
-        self._memory.state = program.run(self._memory.state, packed)
+        _, self._memory.state = program.run(self._memory.state, packed)
 
     def _run(
         self, plan: StepPlan, bucket: Bucket, kind: DrawKind, masks: StepMasks | None = None
@@ -205,7 +208,7 @@ class ModelRunner:
             packed, skipped = pack_masks(mask.fields, masks, logits.is_ready)
             logits = mask.run(logits, packed)
         packed = pack_draw(plan, draw.fields, self._padding_slot, skipped)
-        drawn, memory.state = draw.run(logits, memory.state, packed)
+        drawn, memory.state = draw.run(memory.state, logits, packed)
         return DispatchedStep(plan, drawn, skipped, hidden)
 
 

@@ -46,6 +46,11 @@ DRAW_KINDS: tuple[DrawKind, ...] = ("greedy", "sampled", "full")
 """Each can do what those before it can."""
 
 
+def draw_writes(kind: DrawKind) -> tuple[str, ...]:
+    """What a draw changes of the slots' state."""
+    return ("last_token", "output_counts") if kind == "full" else ("last_token",)
+
+
 def draw_step(
     logits: jax.Array,
     state: SlotState,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -44,6 +44,12 @@ class SlotState(NamedTuple):
     """[slots + 1, MAX_LOGIT_BIAS] float32."""
     end_ids: jax.Array
     """[slots + 1, MAX_END_IDS] int32, padded with vocab_size."""
+
+
+def split_state(state: SlotState, names: Sequence[str]) -> tuple[dict[str, jax.Array], SlotState]:
+    """The arrays of these names, and the state with None in their places."""
+    taken = {name: getattr(state, name) for name in names}
+    return taken, state._replace(**dict.fromkeys(names))
 
 
 def state_allocator(layout: Layout, limits: StepLimits) -> Callable[[], SlotState]:
@@ -97,6 +103,9 @@ def pack_opening(opening: SlotOpening, fields: PackedInts, vocab_size: int) -> N
     arrays["end_ids"][:] = vocab_size
     arrays["end_ids"][: len(end_ids)] = end_ids
     return vector
+
+
+OPENING_WRITES = ("output_counts", "prompt_seen", "bias_ids", "bias_values", "end_ids")
 
 
 def open_slot(state: SlotState, arrays: dict[str, jax.Array]) -> SlotState:

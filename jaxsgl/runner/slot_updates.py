@@ -72,6 +72,9 @@ def _smallest(num_edits: int, num_openings: int) -> UpdateSize:
     return UPDATE_SIZES[-1]
 
 
+UPDATE_WRITES = ("page_table", "draws")
+
+
 def update_slots(state: SlotState, arrays: dict[str, jax.Array]) -> SlotState:
     """Apply the changes of `update_fields`, inside a compiled program."""
     slot, index, page = (arrays["page_edits"][:, column] for column in range(3))

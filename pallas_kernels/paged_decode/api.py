@@ -30,6 +30,8 @@ BACKENDS = {
 
 SHARING = ("triton", "triton-interpret")
 """Those that make use of shared prefixes."""
+SHIFTING = ("triton", "triton-interpret")
+"""Those that add `first_page` as they look pages up. For the others the table is made anew."""
 
 
 # Traced once for all layers of a model.
@@ -44,6 +46,7 @@ def paged_decode(
     scale: float,
     soft_cap: float | None = None,
     window: int | None = None,
+    first_page: jax.Array | None = None,
     shared: SharedPrefixes | None = None,
     backend: str = "xla",
 ) -> jax.Array:
@@ -62,6 +65,9 @@ def paged_decode(
     a row's length can reach an output: neither page-table entries nor page contents, NaN included.
     Work follows the lengths in use, not max_pages.
 
+    `first_page`, int32 [], is added to what the page table says: a layer's pages begin there where
+    those of several layers lie one behind another.
+
     `shared` says which rows begin with the same pages. It changes nothing but the time: "triton"
     reads what is shared once per pack. It does not go with a window.
 
@@ -76,6 +82,10 @@ def paged_decode(
     if q.shape[0] != page_table.shape[0]:
         raise ValueError(f"q has {q.shape[0]} rows, page_table {page_table.shape[0]}")
     options: dict[str, Any] = {"scale": scale, "soft_cap": soft_cap, "window": window}
+    if backend in SHIFTING:
+        options["first_page"] = first_page
+    elif first_page is not None:
+        page_table = page_table + first_page
     if shared is not None:
         check_int32("shared_len", shared.shared_len, len(shared.shared_len))
         check_int32("pack_start", shared.pack_start, len(shared.shared_len) + 1)

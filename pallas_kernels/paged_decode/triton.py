@@ -26,6 +26,7 @@ from pallas_kernels.paged_triton import (
     Stretch,
     Walk,
     as_tokens,
+    as_vector,
     check_supported,
     log_weight_of,
     one_head,
@@ -47,6 +48,7 @@ def paged_decode(
     scale: float,
     soft_cap: float | None,
     window: int | None,
+    first_page: jax.Array | None = None,
     shared: SharedPrefixes | None = None,
     tuning: Tuning | None = None,
     interpret: bool = False,
@@ -77,10 +79,12 @@ def paged_decode(
     is_whole = splits == 1 and shared is None
     dtype = q.dtype if is_whole else jnp.float32
     own_from = jnp.zeros_like(kv_len) if shared is None else _own_from(shared, rows)
+    first_page = as_vector(first_page)
     outputs, log_weights = pl.pallas_call(
         kernel,
         grid=(rows, kv_heads, splits),
         in_specs=[
+            pl.BlockSpec((None,), lambda row, head, split: (0,)),
             pl.BlockSpec((None,), lambda row, head, split: (row,)),
             pl.BlockSpec((None,), lambda row, head, split: (row,)),
             pl.BlockSpec((None, max_pages), lambda row, head, split: (row, 0)),
@@ -103,7 +107,7 @@ def paged_decode(
         ),
         interpret=interpret,
         name="paged_decode",
-    )(own_from, kv_len, page_table, q, as_tokens(k_pages), as_tokens(v_pages))
+    )(first_page, own_from, kv_len, page_table, q, as_tokens(k_pages), as_tokens(v_pages))
     if is_whole:
         return outputs.reshape(q.shape)[..., :own_dim]
     parts = [outputs, log_weights]
@@ -113,6 +117,7 @@ def paged_decode(
             k_pages,
             v_pages,
             page_table,
+            first_page,
             shared,
             scale=scale,
             soft_cap=soft_cap,
@@ -141,6 +146,7 @@ def paged_decode(
 
 
 def _attend(
+    first_page_ref: Any,
     own_from_ref: Any,
     kv_len_ref: Any,
     page_ref: Any,
@@ -156,7 +162,7 @@ def _attend(
 ) -> None:
     """One split of a row and kv head: page_ref [max_pages], q_ref and out_ref [group, head_dim],
     k_ref and v_ref [tokens, head_dim or narrower], log_weight_ref [group]."""
-    kv_len = kv_len_ref[...]
+    kv_len, first_page = kv_len_ref[...], first_page_ref[...]
     first = own_from_ref[...]
     if window is not None:
         first = jnp.maximum(first, kv_len - window)
@@ -172,7 +178,7 @@ def _attend(
     head = jnp.minimum(jnp.arange(dot_rows, dtype=jnp.int32), group - 1)
 
     def cache_rows(tile: jax.Array) -> jax.Array:
-        return walk.cache_rows(lambda index: page_ref[index], tile, first, kv_len - 1)
+        return walk.cache_rows(lambda at: page_ref[at] + first_page, tile, first, kv_len - 1)
 
     def is_visible(token: jax.Array) -> jax.Array:
         return ((token >= first) & (token < kv_len))[None, :]

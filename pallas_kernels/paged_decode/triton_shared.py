@@ -39,6 +39,7 @@ def attend_shared(
     k_pages: jax.Array,
     v_pages: jax.Array,
     page_table: jax.Array,
+    first_page: jax.Array,
     shared: SharedPrefixes,
     *,
     scale: float,
@@ -47,7 +48,7 @@ def attend_shared(
 ) -> tuple[jax.Array, jax.Array]:
     """Normalised outputs float32 [rows, q_heads, splits, head_dim] and the log2 of their weights
     [rows, q_heads, splits], HIDDEN for nothing; garbage for rows of no pack. Arguments as in
-    `api.paged_decode`, q is padded."""
+    `api.paged_decode`, but that q is padded and first_page is [1]."""
     rows, q_heads, head_dim = q.shape
     page_size, kv_heads = k_pages.shape[1:3]
     group, packs = q_heads // kv_heads, len(shared.shared_len)
@@ -61,6 +62,7 @@ def attend_shared(
         ),
         grid=(packs, kv_heads, splits),
         in_specs=[
+            pl.BlockSpec((None,), lambda pack, head, split: (0,)),
             pl.BlockSpec((packs + 1,), lambda pack, head, split: (0,)),
             pl.BlockSpec((None,), lambda pack, head, split: (pack,)),
             pl.BlockSpec(page_table.shape, lambda pack, head, split: (0, 0)),
@@ -81,10 +83,11 @@ def attend_shared(
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
         name="paged_decode_shared",
-    )(*shared, page_table, q, as_tokens(k_pages), as_tokens(v_pages))
+    )(first_page, *shared, page_table, q, as_tokens(k_pages), as_tokens(v_pages))
 
 
 def _attend(
+    first_page_ref: Any,
     pack_start_ref: Any,
     shared_len_ref: Any,
     page_ref: Any,
@@ -108,7 +111,7 @@ def _attend(
 
     @pl.when(count > 0)
     def _() -> None:
-        shared_len = shared_len_ref[...]
+        shared_len, first_page = shared_len_ref[...], first_page_ref[...]
         end_tile = walk.tile_of(shared_len + walk.tile_len - 1)
         tiles_each = lax.div(end_tile + num_splits - 1, jnp.int32(num_splits))
         begin = split * tiles_each
@@ -122,7 +125,7 @@ def _attend(
 
         def cache_rows(tile: jax.Array) -> jax.Array:
             first, last = jnp.int32(0), shared_len - 1
-            return walk.cache_rows(lambda at: page_ref[start, at], tile, first, last)
+            return walk.cache_rows(lambda at: page_ref[start, at] + first_page, tile, first, last)
 
         def is_visible(token: jax.Array) -> jax.Array:
             return (token < shared_len)[None, :]

@@ -23,6 +23,7 @@ from pallas_kernels.paged_triton import (
     Stretch,
     Walk,
     as_tokens,
+    as_vector,
     check_supported,
     one_head,
     padded_heads,
@@ -42,6 +43,7 @@ def paged_prefill(
     scale: float,
     soft_cap: float | None,
     window: int | None,
+    first_page: jax.Array | None = None,
     tuning: Tuning | None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -58,6 +60,7 @@ def paged_prefill(
         scale=scale,
         soft_cap=soft_cap,
         window=window,
+        first_page=first_page,
         tuning=tuning,
         interpret=interpret,
     )
@@ -72,6 +75,7 @@ def paged_prefill(
         scale=scale,
         soft_cap=soft_cap,
         window=window,
+        first_page=first_page,
         interpret=interpret,
     )
     place = jnp.where(is_single, first, len(q))
@@ -90,6 +94,7 @@ def _many_tokens(
     scale: float,
     soft_cap: float | None,
     window: int | None,
+    first_page: jax.Array | None,
     tuning: Tuning | None,
     interpret: bool,
 ) -> jax.Array:
@@ -113,6 +118,7 @@ def _many_tokens(
         kernel,
         grid=(kv_heads, tiles.shape[0]),
         in_specs=[
+            pl.BlockSpec((None,), lambda head, tile: (0,)),
             pl.BlockSpec((None, 4), lambda head, tile: (tile, 0)),
             pl.BlockSpec(page_table.shape, lambda head, tile: (0, 0)),
             heads,
@@ -126,7 +132,7 @@ def _many_tokens(
         ),
         interpret=interpret,
         name="paged_prefill",
-    )(tiles, page_table, q, as_tokens(k_pages), as_tokens(v_pages))
+    )(as_vector(first_page), tiles, page_table, q, as_tokens(k_pages), as_tokens(v_pages))
 
 
 def tile_map(q_start: jax.Array, kv_len: jax.Array, num_tokens: int, tokens_each: int) -> jax.Array:
@@ -157,6 +163,7 @@ def tile_map(q_start: jax.Array, kv_len: jax.Array, num_tokens: int, tokens_each
 
 
 def _attend(
+    first_page_ref: Any,
     tile_ref: Any,
     page_ref: Any,
     q_ref: Any,
@@ -171,6 +178,7 @@ def _attend(
     """One tile and kv head: tile_ref [4], page_ref [rows, max_pages], q_ref and out_ref [tokens,
     group, head_dim], k_ref and v_ref [tokens, head_dim or narrower]."""
     row, start, count, start_position = (tile_ref[index] for index in range(4))
+    first_page = first_page_ref[...]
     group = q_ref.shape[1]
     padded_group = power_of_two_from(group)
 
@@ -189,7 +197,7 @@ def _attend(
         begin, end = walk.tile_of(first), walk.tile_of(jnp.maximum(last, -1) + walk.tile_len)
 
         def cache_rows(tile: jax.Array) -> jax.Array:
-            return walk.cache_rows(lambda index: page_ref[row, index], tile, first, last)
+            return walk.cache_rows(lambda at: page_ref[row, at] + first_page, tile, first, last)
 
         def is_visible(token: jax.Array) -> jax.Array:
             visible = token[None, :] <= position[:, None]

@@ -165,6 +165,10 @@ class PagedDecodeSuite:
             alone = self.run(inputs._replace(q=q, cache=only_row(inputs.cache, row, case)))
             np.testing.assert_array_equal(alone[row], together[row])
 
+    def test_pages_of_a_later_layer(self) -> None:
+        case = decode_cases.Case("", (90, 20, 0, 64))
+        check_first_page(decode_cases.make_inputs(case), paged_decode, self)
+
     def test_same_inputs_same_bits(self) -> None:
         inputs = decode_cases.make_inputs(decode_cases.Case("", (90, 20, 300, 0)))
         np.testing.assert_array_equal(self.run(inputs), self.run(inputs))
@@ -191,6 +195,10 @@ class PagedPrefillSuite:
         magnitude = mean_magnitude(inputs, reference) if self.rounds_weights else None
         assert_attention(out, expected, inputs.cache, case.dtype, magnitude)
 
+    def test_pages_of_a_later_layer(self) -> None:
+        case = prefill_cases.Case("", (1, 20, 7), (50, 20, 99), padding=4)
+        check_first_page(prefill_cases.make_inputs(case), paged_prefill, self)
+
     def test_a_row_without_a_place_for_padding(self) -> None:
         """A bucket filled to its last token, in more than one tile."""
         case = prefill_cases.Case("", (1, 65, 62), (9, 70, 62))
@@ -208,6 +216,19 @@ class PagedPrefillSuite:
             q[mine] = inputs.q[mine]
             alone = self.run(inputs._replace(q=q, cache=only_row(inputs.cache, row, case)))
             np.testing.assert_array_equal(alone[mine], together[mine])
+
+
+def check_first_page(inputs: Any, op: Callable[..., jax.Array], suite: Any) -> None:
+    """The same outputs, bit by bit, from pages that lie behind those of another layer."""
+    q, cache, *rest = inputs[:-1]
+    others = np.full_like(cache.k_pages, np.nan)
+    k_pages, v_pages = (np.concatenate([others, pages]) for pages in cache[:2])
+    run = functools.partial(op, q, k_pages, v_pages, cache.page_table, *rest, **inputs.options)
+    first_page = jnp.int32(len(others))
+    out = np.asarray(run(first_page=first_page, backend=suite.backend))
+    np.testing.assert_array_equal(out, suite.run(inputs))
+    # The control: of the other layer's there are only NaN.
+    assert np.isnan(np.asarray(run(backend=suite.backend))).any()
 
 
 class KvWriteSuite:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pallas_kernels.kv_write.api import kv_write
 from pallas_kernels.paged_cases import PagedCache
 from pallas_kernels.paged_decode import cases, reference, triton
 from pallas_kernels.paged_decode.api import paged_decode
@@ -248,3 +249,32 @@ def test_what_triton_cannot_address_is_named() -> None:
     with pytest.raises(ValueError, match="cannot address float8_e4m3fn pages of 2 to 4 GiB"):
         lower((3 * 2**16, 16, 8, 128), jnp.float8_e4m3fn)
     lower((2**17, 16, 8, 128), jnp.bfloat16)
+
+
+@pytest.mark.gpu
+def test_pages_beyond_four_gibibytes() -> None:
+    """Written and read where neither elements nor bytes can be counted in 32 bits."""
+    assert jax.default_backend() == "gpu"
+    case = cases.Case("", (90, 20, 0, 64), 16, 8, 8, 128, "bfloat16")
+    inputs = cases.make_inputs(case)
+    first_page, num_pages = 160_000, len(inputs.cache.k_pages)
+    cache_shape = (first_page + num_pages, *inputs.cache.k_pages.shape[1:])
+    assert np.prod(cache_shape) > 2**31
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(k_pages: jax.Array, v_pages: jax.Array) -> Any:
+        token = jnp.arange(num_pages * case.page_size, dtype=jnp.int32)
+        new = (jnp.asarray(pages).reshape(-1, *cache_shape[2:]) for pages in inputs.cache[:2])
+        place = first_page + token // case.page_size, token % case.page_size
+        k_pages, v_pages = kv_write(k_pages, v_pages, *new, *place)
+        table, shift = inputs.cache.page_table, jnp.int32(first_page)
+        how: dict[str, Any] = {**inputs.options, "first_page": shift, "backend": "triton"}
+        out = paged_decode(inputs.q, k_pages, v_pages, table, inputs.kv_len, **how)
+        return k_pages, v_pages, out
+
+    pages = [jnp.zeros(cache_shape, jnp.bfloat16) for _ in "kv"]
+    *pages, out = step(*pages)
+    expected = run_reference(inputs, reference.paged_decode)
+    magnitude = mean_magnitude(inputs, reference.paged_decode)
+    assert_attention(out, expected, inputs.cache, case.dtype, magnitude)
+    assert not any(jnp.any(each[:first_page]) for each in pages)

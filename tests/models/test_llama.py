@@ -26,10 +26,10 @@ class Sequence:
         layout = resolve_layout(golden.config, one_device_mesh())
         self.model = load_weights(Llama, golden.config, golden, layout, jnp.float32)
         config = golden.config
-        shape = (NUM_PAGES, PAGE_SIZE, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers * NUM_PAGES, PAGE_SIZE, config.num_kv_heads, config.head_dim)
         # Whatever a page held before must not matter.
         stale = jnp.full(shape, jnp.nan, jnp.float32)
-        self.kv = tuple((stale, stale) for _ in range(config.num_layers))
+        self.kv = (stale, stale)
         self.pages = np.random.default_rng(0).permutation(np.arange(1, NUM_PAGES))
         self.len = 0
 

@@ -24,7 +24,7 @@ from jaxsgl.runner.programs import (
     split_model,
     split_weights,
 )
-from jaxsgl.runner.slot_state import state_allocator
+from jaxsgl.runner.slot_state import split_state, state_allocator
 from jaxsgl.step import StepPacks, StepPlan
 from tests.models.tiny import RandomModel, one_device_mesh, tiny_config
 from tests.runner.tiny_runner import LIMITS
@@ -55,6 +55,7 @@ def model():
 
 
 def random_pages():
+    """Keys and values of each layer."""
     draw = np.random.default_rng(0)
     return [[draw.standard_normal(KV_SHAPE, np.float32) for _ in "kv"] for _ in range(2)]
 
@@ -86,13 +87,14 @@ def page_table():
 
 
 def run(model, bucket, step=None):
-    """Logits of the real rows, and the pages afterwards."""
+    """Logits of the real rows, and each layer's pages afterwards."""
     fields, forward = program(model, bucket)
     vector = pack_forward(step or plan(bucket.mode), fields, LIMITS.num_slots)
-    kv = tuple(tuple(jnp.array(pages) for pages in layer) for layer in random_pages())
+    kv = tuple(jnp.concatenate(layers) for layers in zip(*random_pages(), strict=True))
     state = state_allocator(LAYOUT, LIMITS)()._replace(page_table=jnp.array(page_table()))
     logits, _, kv = forward(split_weights(model), kv, state, jnp.asarray(vector))
-    return np.asarray(logits)[:3], [[np.asarray(pages) for pages in layer] for layer in kv]
+    layers = zip(*(np.split(np.asarray(pages), CONFIG.num_layers) for pages in kv), strict=True)
+    return np.asarray(logits)[:3], [list(layer) for layer in layers]
 
 
 def program(model, bucket):
@@ -157,14 +159,15 @@ def test_the_comparison_of_buckets_notices_another_row(model):
 
 
 def test_slot_state_is_updated_in_place():
-    """All of it is handed through, and the counts are too large to copy in every step."""
-    fields, draw = draw_program(LAYOUT, 16, "full", "xla")
+    """The counts are too large to copy in every step."""
+    draw = draw_program(LAYOUT, 16, "full", "xla")
     state = jax.eval_shape(state_allocator(LAYOUT, LIMITS))
     logits = jax.ShapeDtypeStruct((16, LIMITS.vocab_size), jnp.float32)
-    vector = jax.ShapeDtypeStruct((fields.size,), jnp.int32)
-    compiled = draw.lower(logits, state, vector).compile()
-    state_bytes = sum(array.size * array.dtype.itemsize for array in state)
-    assert compiled.memory_analysis().alias_size_in_bytes == state_bytes
+    vector = jax.ShapeDtypeStruct((draw.fields.size,), jnp.int32)
+    written, rest = split_state(state, draw.writes)
+    compiled = draw.jitted.lower(written, rest, logits, vector).compile()
+    written_bytes = sum(array.size * array.dtype.itemsize for array in written.values())
+    assert compiled.memory_analysis().alias_size_in_bytes == written_bytes
     shape = ",".join(map(str, state.output_counts.shape))
     assert f"s32[{shape}]" in compiled.as_text()
     assert not copies_of(f"s32[{shape}]", compiled.as_text())
@@ -188,13 +191,14 @@ def test_a_copy_is_noticed():
 @pytest.mark.parametrize("bucket", [DECODE[-1], MIXED[-1]], ids=lambda bucket: bucket.name)
 def test_pages_are_written_in_place(model, bucket):
     fields, forward = program(model, bucket)
-    kv = jax.eval_shape(lambda: tuple((jnp.zeros(KV_SHAPE),) * 2 for _ in range(2)))
+    whole = (CONFIG.num_layers * KV_SHAPE[0], *KV_SHAPE[1:])
+    kv = (jax.ShapeDtypeStruct(whole, jnp.float32),) * 2
     state = jax.eval_shape(state_allocator(LAYOUT, LIMITS))
     vector = jax.ShapeDtypeStruct((fields.size,), jnp.int32)
     compiled = forward.lower(split_weights(model), kv, state, vector).compile()
     kv_bytes = sum(pages.size * 4 for pages in jax.tree.leaves(kv))
     assert compiled.memory_analysis().alias_size_in_bytes == kv_bytes
-    shape = ",".join(map(str, KV_SHAPE))
+    shape = ",".join(map(str, whole))
     assert f"f32[{shape}]" in compiled.as_text()
     assert not copies_of(f"f32[{shape}]", compiled.as_text())
 
