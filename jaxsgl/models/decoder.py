@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from jaxsgl.models.attention import AttentionKind, AttentionOptions, ForwardBatch, KVPages
@@ -148,8 +149,7 @@ class Decoder(Model):
     ) -> tuple[jax.Array, tuple[KVPages, ...]]:
         """Hidden states of the wanted tokens after the last norm [logits, embed], and the pages."""
         config, layout = self.config, self.layout
-        x = self.embedding[...].at[batch.token_ids].get(mode="promise_in_bounds")
-        x = layout.constrain(x)
+        x = layout.constrain(self._embedded(batch.token_ids))
         if config.embedding_scale != 1.0:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         ropes = self._rope_tables(batch.positions)
@@ -173,6 +173,31 @@ class Decoder(Model):
         # Logits are brought together, not the head: the partitioner alone might choose the latter.
         logits = self.layout.constrain(logits, None, "vocab")
         return self.layout.constrain(soft_cap(logits, self.config.logit_soft_cap))
+
+    def _embedded(self, token_ids: jax.Array) -> jax.Array:
+        """[tokens, embed].
+
+        Where the vocabulary is spread, each device looks up what it has and the sums are taken: for
+        a single token the partitioner alone would bring the whole table together.
+        """
+        spec = self.layout.spec("vocab", "embed")
+        mesh_axes = spec[0]
+        if mesh_axes is None:
+            return _rows_of(self.embedding[...], token_ids)
+
+        def look_up(table: jax.Array, token_ids: jax.Array) -> jax.Array:
+            index = token_ids - jax.lax.axis_index(mesh_axes) * len(table)
+            is_here = (index >= 0) & (index < len(table))
+            rows = _rows_of(table, jnp.where(is_here, index, 0))
+            return jax.lax.psum(jnp.where(is_here[:, None], rows, 0), mesh_axes)
+
+        return jax.shard_map(
+            look_up,
+            mesh=self.layout.mesh,
+            in_specs=(spec, PartitionSpec()),
+            out_specs=PartitionSpec(None, spec[1]),
+            check_vma=False,
+        )(self.embedding[...], token_ids)
 
     def _rope_tables(self, positions: jax.Array) -> Mapping[Rotation, RopeTables | None]:
         used: set[Rotation] = {self.rotation(index) for index in range(self.config.num_layers)}
@@ -205,3 +230,7 @@ class Decoder(Model):
             yield self.head_norm_scales, stacked(tensors, names)
         if not self.config.tie_embeddings:
             yield self.head, tensors.tensor("lm_head.weight")
+
+
+def _rows_of(table: jax.Array, index: jax.Array) -> jax.Array:
+    return table.at[index].get(mode="promise_in_bounds")
