@@ -16,6 +16,9 @@ CUBLAS_MIN_TOKENS = 32
 CAPTURED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,COLLECTIVES"
 """What becomes a part of the one graph that a step is launched as: XLA's own choice, and
 collectives, which would cut it in pieces."""
+NO_KERNELS_OF_ITS_OWN = ""
+"""The collectives for which XLA uses kernels of its own instead of NCCL's: none, since those cannot
+become a part of the graph."""
 TPU_LANES = 128
 TPU_TILE_ROWS = 16
 """Of a tile of bfloat16, in which TPUs copy memory."""
@@ -65,6 +68,7 @@ class Platform:
             options["xla_gpu_enable_triton_gemm"] = False
         if self.name == "gpu" and num_devices > 1:
             options["xla_gpu_enable_command_buffer"] = CAPTURED
+            options["xla_gpu_experimental_use_collective_kernels"] = NO_KERNELS_OF_ITS_OWN
         return options
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh
 
+from bench.collectives import read_collectives
 from jaxsgl.models.llama import Llama
 from jaxsgl.models.quantization.family import online_head, quantized_family
 from jaxsgl.models.sharding import resolve_layout
@@ -119,11 +120,14 @@ def main(target: str, tp: int, folder: Path, scheme: Any) -> None:
                 "largest_copy": largest_copy(compiled.as_text()),
                 "temporary": memory.temp_size_in_bytes,
                 "kernels": compiled.as_text().count(backend),
+                "gathered": read_collectives(compiled.as_text()).num_bytes.get("all-gather", 0),
             }
             if target == "h100" and call.kind == "forward":
                 told[name]["thunks"] = thunks(folder, name)
     kv = LIMITS.num_pages * LIMITS.page_size * CONFIG.num_kv_heads * CONFIG.head_dim * 2
-    json.dump({"kv_bytes": 2 * CONFIG.num_layers * kv // tp, "programs": told}, sys.stdout)
+    logits = 4 * LIMITS.max_logits * CONFIG.vocab_size
+    sizes = {"kv_bytes": 2 * CONFIG.num_layers * kv // tp, "logits_bytes": logits}
+    json.dump(sizes | {"programs": told}, sys.stdout)
 
 
 if __name__ == "__main__":
