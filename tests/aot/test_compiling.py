@@ -62,7 +62,7 @@ def test_nothing_large_is_copied(compiled: dict[str, Any]) -> None:
 
 
 def test_no_more_than_logits_is_gathered(compiled: dict[str, Any]) -> None:
-    """Neither the embedding nor the head, which the partitioner alone would gather at some sizes."""
+    """Neither embedding nor head, which the partitioner alone would gather at some sizes."""
     for name, told in of_kind(compiled, "forward").items():
         gathered = told["gathered"]
         assert gathered <= compiled["logits_bytes"] and (gathered > 0) == (compiled["tp"] > 1), name
