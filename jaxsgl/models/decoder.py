@@ -141,12 +141,12 @@ class Decoder(Model):
         In "decode" every row has one token and wants its logits; `batch.logit_idx` may repeat the
         last row to be as long as draws are padded to.
         """
-        x, new_kv = self.hidden(batch, kv, kind)
+        x, new_kv = self.hidden(batch, pages, kind)
         return self.logits(x), new_kv
 
     def hidden(
-        self, batch: ForwardBatch, kv: tuple[KVPages, ...], kind: AttentionKind
-    ) -> tuple[jax.Array, tuple[KVPages, ...]]:
+        self, batch: ForwardBatch, pages: KVPages, kind: AttentionKind
+    ) -> tuple[jax.Array, KVPages]:
         """Hidden states of the wanted tokens after the last norm [logits, embed], and the pages."""
         config, layout = self.config, self.layout
         x = layout.constrain(self._embedded(batch.token_ids))
