@@ -19,6 +19,9 @@ collectives, which would cut it in pieces."""
 NO_KERNELS_OF_ITS_OWN = ""
 """The collectives for which XLA uses kernels of its own instead of NCCL's: none, since those cannot
 become a part of the graph."""
+UNWANTED_PASSES = "rematerialization"
+"""It computes things twice to save memory where arguments alone take most of the device's, as pages
+do. What steps need besides is little, and planned for."""
 TPU_LANES = 128
 TPU_TILE_ROWS = 16
 """Of a tile of bfloat16, in which TPUs copy memory."""
@@ -63,10 +66,12 @@ class Platform:
 
     def compiler_options(self, bucket: Bucket, num_devices: int) -> dict[str, Any]:
         """What XLA is told about a forward program."""
-        options: dict[str, Any] = {}
-        if self.name == "gpu" and bucket.num_tokens >= CUBLAS_MIN_TOKENS:
+        if self.name != "gpu":
+            return {}
+        options: dict[str, Any] = {"xla_disable_hlo_passes": UNWANTED_PASSES}
+        if bucket.num_tokens >= CUBLAS_MIN_TOKENS:
             options["xla_gpu_enable_triton_gemm"] = False
-        if self.name == "gpu" and num_devices > 1:
+        if num_devices > 1:
             options["xla_gpu_enable_command_buffer"] = CAPTURED
             options["xla_gpu_experimental_use_collective_kernels"] = NO_KERNELS_OF_ITS_OWN
         return options

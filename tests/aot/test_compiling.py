@@ -61,6 +61,13 @@ def test_nothing_large_is_copied(compiled: dict[str, Any]) -> None:
         assert told["largest_copy"] <= 16 * MIB, name
 
 
+def test_nothing_is_computed_twice_to_save_memory(compiled: dict[str, Any]) -> None:
+    if compiled["target"] != "h100":
+        pytest.skip("there are few pages on a TPU here")
+    for name, told in of_kind(compiled, "forward").items():
+        assert told["computed_twice"] <= 1, name
+
+
 def test_no_more_than_logits_is_gathered(compiled: dict[str, Any]) -> None:
     """Neither embedding nor head, which the partitioner alone would gather at some sizes."""
     for name, told in of_kind(compiled, "forward").items():

@@ -59,8 +59,8 @@ def test_every_backend_of_a_platform_exists():
 
 def test_the_library_for_products_follows_the_rows():
     few, many = Bucket("decode", 16, 16, 16), Bucket("decode", 64, 64, 64)
-    assert GPU.compiler_options(few, 1) == {}
-    assert GPU.compiler_options(many, 1) == {"xla_gpu_enable_triton_gemm": False}
+    assert "xla_gpu_enable_triton_gemm" not in GPU.compiler_options(few, 1)
+    assert GPU.compiler_options(many, 1)["xla_gpu_enable_triton_gemm"] is False
     assert CPU.compiler_options(many, 2) == {}
 
 
