@@ -141,8 +141,8 @@ class Decoder(Model):
         In "decode" every row has one token and wants its logits; `batch.logit_idx` may repeat the
         last row to be as long as draws are padded to.
         """
-        x, new_kv = self.hidden(batch, pages, kind)
-        return self.logits(x), new_kv
+        x, pages = self.hidden(batch, pages, kind)
+        return self.logits(x), pages
 
     def hidden(
         self, batch: ForwardBatch, pages: KVPages, kind: AttentionKind

@@ -57,8 +57,8 @@ class Model(nnx.Module):
         raise NotImplementedError
 
     def hidden(
-        self, batch: ForwardBatch, kv: tuple[KVPages, ...], kind: AttentionKind
-    ) -> tuple[jax.Array, tuple[KVPages, ...]]:
+        self, batch: ForwardBatch, pages: KVPages, kind: AttentionKind
+    ) -> tuple[jax.Array, KVPages]:
         """Hidden states of the wanted tokens after the last norm [logits, embed], and the pages
         with the new tokens."""
         raise NotImplementedError

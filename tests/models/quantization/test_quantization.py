@@ -175,15 +175,15 @@ def logits(model: Model, mode: Any) -> NDArray[np.float32]:
         logit_idx=np.arange(num),
     )
     batch = jax.tree.map(lambda array: jnp.asarray(array, jnp.int32), batch)
-    pages = jnp.zeros((num + 1, num, CONFIG.num_kv_heads, CONFIG.head_dim), jnp.float32)
-    kv = ((pages, pages),) * CONFIG.num_layers
-    out, _ = _forward(model, batch, kv, AttentionKind(mode, "xla"))
+    num_pages = CONFIG.num_layers * (num + 1)
+    pages = jnp.zeros((num_pages, num, CONFIG.num_kv_heads, CONFIG.head_dim), jnp.float32)
+    out, _ = _forward(model, batch, (pages, pages), AttentionKind(mode, "xla"))
     return np.asarray(out)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def _forward(model: Model, batch: ForwardBatch, kv: Any, kind: AttentionKind) -> Any:
-    return model(batch, kv, kind)
+def _forward(model: Model, batch: ForwardBatch, pages: Any, kind: AttentionKind) -> Any:
+    return model(batch, pages, kind)
 
 
 @pytest.mark.parametrize("mode", ["mixed", "decode"])
