@@ -70,6 +70,10 @@ class TestTpuInterpreted(PagedPrefillSuite):
     def test_equals_the_reference(self, case: cases.Case) -> None:
         super().test_equals_the_reference(case)
 
+    @pytest.mark.long
+    def test_pages_of_a_later_layer(self) -> None:
+        super().test_pages_of_a_later_layer()
+
 
 @pytest.mark.long
 class TestTpuInterpretedAtLength(PagedPrefillSuite):

@@ -26,6 +26,8 @@ class FakeBackend:
         self.commits: list[str] = []
         self.num_running = 0
         self.max_running = 0
+        self.wait_for_running = 0
+        """Answers come once so many have been asked for at a time."""
 
     def open(self) -> FakeContext:
         return FakeContext(self)
@@ -69,6 +71,9 @@ class FakeContext:
         backend.num_running += 1
         backend.max_running = max(backend.max_running, backend.num_running)
         try:
+            async with asyncio.timeout(30):
+                while backend.max_running < backend.wait_for_running:
+                    await asyncio.sleep(0.001)
             await asyncio.sleep(0)
             reply = backend.reply(self._text)
             if reply is HANG:

@@ -255,7 +255,7 @@ async def test_equal_prompts_meet_in_the_cache_only_under_one_salt(served: Serve
     assert await served.cached_tokens(PROMPT, cache_salt="a") == 0
     assert await served.cached_tokens(PROMPT, cache_salt="b") == 0
     assert await served.cached_tokens(PROMPT, cache_salt="a") == 16
-    salted = await served.complete(PROMPT, cache_salt="c", return_token_ids=None)
+    salted = await served.complete(PROMPT, cache_salts="c")
     assert salted[0] == 400  # an unknown field is refused, and so is not mistaken for a salt
 
 
