@@ -72,7 +72,7 @@ class FakeContext:
         backend.max_running = max(backend.max_running, backend.num_running)
         try:
             async with asyncio.timeout(30):
-                while backend.max_running < backend.wait_for_running:
+                while backend.max_running < backend.wait_for_running:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
             await asyncio.sleep(0)
             reply = backend.reply(self._text)
