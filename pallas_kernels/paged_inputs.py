@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -37,6 +39,16 @@ def check_rows(page_table: jax.Array, kv_len: jax.Array) -> None:
             f"page_table must be int32 [rows, max_pages], not {page_table.dtype}{page_table.shape}"
         )
     check_int32("kv_len", kv_len, page_table.shape[0])
+
+
+def placed_pages(
+    page_table: jax.Array, first_page: jax.Array | None, backend: str
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The page table and the options by which a backend finds a layer's pages: some add
+    `first_page` as they look pages up, for the others the table is made anew."""
+    if backend.startswith("triton"):
+        return page_table, {"first_page": first_page}
+    return (page_table if first_page is None else page_table + first_page), {}
 
 
 def check_int32(name: str, array: jax.Array, size: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 from jax.experimental.pallas import tpu as pltpu
@@ -17,6 +16,7 @@ from pallas_kernels.paged_inputs import (
     check_pages,
     check_queries,
     check_rows,
+    placed_pages,
 )
 
 BACKENDS = {
@@ -30,8 +30,6 @@ BACKENDS = {
 
 SHARING = ("triton", "triton-interpret")
 """Those that make use of shared prefixes."""
-SHIFTING = ("triton", "triton-interpret")
-"""Those that add `first_page` as they look pages up. For the others the table is made anew."""
 
 
 # Traced once for all layers of a model.
@@ -81,11 +79,8 @@ def paged_decode(
     check_options(soft_cap, window)
     if q.shape[0] != page_table.shape[0]:
         raise ValueError(f"q has {q.shape[0]} rows, page_table {page_table.shape[0]}")
-    options: dict[str, Any] = {"scale": scale, "soft_cap": soft_cap, "window": window}
-    if backend in SHIFTING:
-        options["first_page"] = first_page
-    elif first_page is not None:
-        page_table = page_table + first_page
+    page_table, options = placed_pages(page_table, first_page, backend)
+    options |= {"scale": scale, "soft_cap": soft_cap, "window": window}
     if shared is not None:
         check_int32("shared_len", shared.shared_len, len(shared.shared_len))
         check_int32("pack_start", shared.pack_start, len(shared.shared_len) + 1)

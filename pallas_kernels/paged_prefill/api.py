@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.backends import choose
-from pallas_kernels.paged_decode.api import SHIFTING
 from pallas_kernels.paged_inputs import (
     check_int32,
     check_options,
     check_pages,
     check_queries,
     check_rows,
+    placed_pages,
 )
 from pallas_kernels.paged_prefill import tpu, triton, xla
 
@@ -64,10 +63,7 @@ def paged_prefill(
     check_rows(page_table, kv_len)
     check_int32("q_start", q_start, page_table.shape[0] + 1)
     check_options(soft_cap, window)
-    options: dict[str, Any] = {"scale": scale, "soft_cap": soft_cap, "window": window}
-    if backend in SHIFTING:
-        options["first_page"] = first_page
-    elif first_page is not None:
-        page_table = page_table + first_page
+    page_table, options = placed_pages(page_table, first_page, backend)
+    options |= {"scale": scale, "soft_cap": soft_cap, "window": window}
     run = choose(backend, BACKENDS)
     return run(q, k_pages, v_pages, page_table, q_start, kv_len, **options)
