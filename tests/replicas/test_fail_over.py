@@ -39,9 +39,13 @@ def num_up(front: Front) -> int:
 class Load:
     """Streams without end: each asks again when it has its answer. Every answer is checked."""
 
-    def __init__(self, front: Front, num_streams: int = NUM_STREAMS) -> None:
+    def __init__(
+        self, front: Front, num_streams: int = NUM_STREAMS, *, may_be_refused: bool = False
+    ) -> None:
+        """`may_be_refused`: a request that finds no replica ready is asked again a little later."""
         self.num_answers = 0
         self._front = front
+        self._may_be_refused = may_be_refused
         self._stopping = False
         self._ids = count()
         self._streams = [asyncio.create_task(self._stream()) for _ in range(num_streams)]
@@ -50,7 +54,13 @@ class Load:
         while not self._stopping:
             n = next(self._ids)
             text = f"{n % 1000:03d}"
-            deltas = await self._front.deltas(ask(f"load {n}", text, 60))
+            try:
+                deltas = await self._front.deltas(ask(f"load {n}", text, 60))
+            except Unavailable:
+                if not self._may_be_refused:
+                    raise
+                await asyncio.sleep(0.01)
+                continue
             assert "".join(delta.text for delta in deltas) == text * 20
             assert [token for delta in deltas for token in delta.token_ids] == list(
                 (text * 20).encode()
@@ -153,7 +163,8 @@ async def test_poison_is_found_by_running_alone_and_everybody_else_finishes(open
 async def test_when_all_are_dead_new_requests_are_refused_and_old_ones_wait(open_front):
     policy = RestartPolicy(max_restarts=3, first_delay_s=0.3)
     front = await open_front(in_process=True, dp=2, policy=policy)
-    load = Load(front, 8)
+    # A stream whose answer ended just before the kills asks anew, and is new then.
+    load = Load(front, 8, may_be_refused=True)
     await load.more(8)
     for child in children(front):
         child.kill()
