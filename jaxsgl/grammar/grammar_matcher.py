@@ -69,7 +69,7 @@ class GrammarMatcher:
         if self._error is not None or not 0 <= token_id < len(self._vocabulary.token_bytes):
             return False
         mask = self._mask
-        if mask is not None and not mask[token_id >> 5] >> (token_id & 31) & 1:
+        if mask is not None and not mask.item(token_id >> 5) >> (token_id & 31) & 1:
             return False
         if token_id in self._vocabulary.eos_token_ids:
             return self._end()

@@ -66,7 +66,7 @@ class Front:
     @property
     def proxy(self) -> ReplicaProxy:
         """The latest of the first replica."""
-        proxy = self.pool._seats[0].proxy
+        proxy = self.pool._seats.of(0).proxy
         assert proxy is not None
         return proxy
 
@@ -84,9 +84,11 @@ class Front:
 
     def check_books(self) -> None:
         """The front holds nothing of any request."""
-        pool, dispatcher = self.pool, self.pool._dispatcher
-        assert pool._entrance.num_inside == 0
-        assert not pool._journeys and not dispatcher._places and dispatcher._reserved is None
+        pool, dispatcher = self.pool, self.pool._requests._dispatcher
+        assert pool._requests._entrance.num_inside == 0
+        assert (
+            not pool._requests._journeys and not dispatcher._places and dispatcher._reserved is None
+        )
         for seat in pool._seats:
             load = seat.load
             assert (load.num_in_flight, load.backlog_tokens, load.reserved_pages) == (0, 0, 0)

@@ -96,7 +96,7 @@ async def kill_again_and_again(front: Front, num_deaths: int) -> None:
     await load.more(NUM_STREAMS)
     await load.stop()
     await front.check_idle()
-    assert not len(front.pool._quarantine)
+    assert not len(front.pool._requests._quarantine)
 
 
 async def test_no_stream_notices_that_replicas_are_killed(open_front):
@@ -129,7 +129,7 @@ async def test_a_frozen_replica_with_nothing_to_do_is_found_by_probing(open_fron
     front = await open_front(in_process=True, dp=2, policy=MANY_RESTARTS, limits=limits)
     frozen = children(front)[1]
     frozen.suspend()
-    await until(lambda: not front.pool._seats[1].is_up, 5)
+    await until(lambda: not front.pool._seats.of(1).is_up, 5)
     await until(lambda: is_gone(frozen))
     await until(lambda: num_up(front) == 2)
     await front.check_idle()
@@ -230,7 +230,7 @@ async def test_a_replica_that_is_drained_stays_out_until_it_is_restarted(open_fr
 
 async def test_what_does_not_end_in_time_moves_when_its_replica_is_restarted(open_front):
     front = await open_front(dp=2, balancing="round-robin")
-    front.pool._seats[0]._rules = front.pool._seats[1]._rules = _drain_at_once(front)
+    front.pool._seats.of(0)._rules = front.pool._seats.of(1)._rules = _drain_at_once(front)
     reading = front.pool.generate(ask("r", "abc", 60))
     text = (await anext(reading)).text
     front.replicas[0].is_held = True
@@ -238,12 +238,12 @@ async def test_what_does_not_end_in_time_moves_when_its_replica_is_restarted(ope
     text += "".join([delta.text async for delta in reading])
     assert text == "abc" * 20
     assert front.replicas[1].admitted[-1].told is not None
-    await until(lambda: front.pool._seats[0].is_up)
+    await until(lambda: front.pool._seats.of(0).is_up)
     front.check_books()
 
 
 def _drain_at_once(front: Front):
-    rules = front.pool._seats[0]._rules
+    rules = front.pool._seats.of(0)._rules
     return type(rules)(rules.policy, rules.limits, drain_timeout_s=0.01)
 
 
@@ -263,7 +263,7 @@ async def held_without_replica(
     await asyncio.sleep(0.02)
     front.replicas[0].is_held = False
     front.replicas[0]._fail()
-    await until(lambda: front.pool._entrance.num_inside == 1)
+    await until(lambda: front.pool._requests._entrance.num_inside == 1)
     return reading, reading_on
 
 
@@ -318,17 +318,17 @@ async def test_a_suspect_runs_alone(open_front):
     front = await open_front(dp=2, balancing="round-robin")
     reading = front.pool.generate(ask("suspect", "ab", 60))
     await anext(reading)
-    journey = front.pool._journeys["suspect"]
+    journey = front.pool._requests._journeys["suspect"]
     journey.was_at_death()
     journey.was_at_death()
     assert journey.is_suspect
-    at = front.pool._dispatcher.place_of(journey).seat
-    other = front.pool._seats[1 - at.replica_id]
+    at = front.pool._requests._dispatcher.place_of(journey).seat
+    other = front.pool._seats.of(1 - at.replica_id)
     front.replicas[at.replica_id]._fail()
     async with aclosing(reading):
         alone_somewhere, crowd = False, []
         async for _ in reading:
-            place = front.pool._dispatcher.place_of(journey)
+            place = front.pool._requests._dispatcher.place_of(journey)
             if journey.is_alone and place is not None:
                 assert place.seat.num_open <= 1 == place.seat.load.num_in_flight
                 if not alone_somewhere:

@@ -417,7 +417,7 @@ async def test_a_start_cancelled_at_any_await_leaves_nothing(open_front):
 
     async def gone(was_cancelled: bool):
         if was_cancelled and fronts:
-            proxy = fronts.pop().pool._seats[0].proxy
+            proxy = fronts.pop().pool._seats.of(0).proxy
             assert proxy is None or proxy.state is State.DEAD
 
     assert await cancel_at_every_await(start, gone, max_turns=100_000) > 3

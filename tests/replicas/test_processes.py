@@ -127,7 +127,7 @@ async def test_a_signal_from_outside_is_no_requests_fault(open_front, caplog):
         await front.answer(ask("r", "die", 1))
     assert "SIGKILL" in str(await asyncio.wait_for(asyncio.shield(front.pool.failed), 20))
     assert not front.pool.alive
-    assert not len(front.pool._quarantine)
+    assert not len(front.pool._requests._quarantine)
 
 
 async def test_a_signal_to_the_replica_alone(open_front, caplog):
@@ -276,7 +276,7 @@ async def test_a_start_cancelled_in_its_first_turns_leaves_nothing(open_front, n
 async def test_a_start_cancelled_at_any_stage_leaves_nothing(open_front, reached):
     front = await open_front(in_process=True, start=False)
     starting = asyncio.create_task(front.pool.start())
-    await until(lambda: front.pool._seats[0].proxy and front.proxy._launch._door)
+    await until(lambda: front.pool._seats.of(0).proxy and front.proxy._launch._door)
     await until(lambda: reached(front))
     starting.cancel()
     await asyncio.wait({starting})

@@ -42,7 +42,7 @@ class Served:
     @property
     def num_open(self) -> int:
         """Requests that the front has admitted and that have not ended."""
-        return self.pool._seats[0].num_open
+        return self.pool._seats.of(0).num_open
 
     async def post(self, path: str, body: Any, key: str = "") -> tuple[int, Any, Any]:
         """Status, decoded body, headers."""
@@ -275,7 +275,7 @@ async def test_a_busy_server_is_not_flushed(held) -> None:
     asking = [asyncio.create_task(served.complete([n + 1] * 17)) for n in range(NUM_SLOTS + 1)]
     await until(lambda: served.num_open == NUM_SLOTS + 1)
     flushing = asyncio.create_task(served.post("/flush_cache", None))
-    await until(lambda: len(served.pool._seats[0].proxy._asks) == 1)
+    await until(lambda: len(served.pool._seats.of(0).proxy._asks) == 1)
     runner.permits.release()
     status, body, _ = await flushing
     assert status == 400
