@@ -88,6 +88,9 @@ class Recorder:
         self.num_output += usage.completion_tokens
         self._ideal.insert(tokens)
 
+    def let_go(self, request_id: str) -> None:
+        self._client.let_go(request_id)
+
     def figures(self) -> dict[str, float]:
         num_all = self.num_prompt + self.num_output
         return {

@@ -44,6 +44,8 @@ class Admit(msgspec.Struct, frozen=True, tag="admit"):
     """The answer goes on behind these tokens; nothing of them is told again."""
     tenant: str = ""
     """A name for the holder of an API key that tells nothing of the key itself."""
+    hold_s: float | None = None
+    """As in `GenerateRequest`."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -52,6 +54,13 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
     request_id: str
     reason: str
+
+
+class LetGo(msgspec.Struct, frozen=True, tag="let_go"):
+    """front -> replica, control lane: end what is held for this request. It was answered before, or
+    an Abort of it has been sent. Unknown ids are ignored."""
+
+    request_id: str
 
 
 class FlushCache(msgspec.Struct, frozen=True, tag="flush"):
@@ -228,6 +237,7 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
 ToReplica = (
     Admit
     | Abort
+    | LetGo
     | FlushCache
     | CheckGrammar
     | Operate
@@ -255,5 +265,5 @@ ToFront = (
     | Drained
 )
 
-CONTROL = (Drain, Stop)
+CONTROL = (LetGo, Drain, Stop)
 """Messages that overtake waiting data."""

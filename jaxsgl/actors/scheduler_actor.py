@@ -26,6 +26,7 @@ from jaxsgl.actors.messages import (
     Drain,
     Drained,
     FlushCache,
+    LetGo,
     Operate,
     Pause,
     PrefixChanges,
@@ -180,6 +181,8 @@ class SchedulerActor(Service):
                 self._admit(message)
             case Abort(request_id, reason):
                 self._scheduler.abort(request_id, reason)
+            case LetGo(request_id):
+                self._scheduler.let_go(request_id)
             case GrammarDone(request_id, constraint, refusal):
                 self._constrain(request_id, constraint, refusal)
             case MaskReady():
@@ -226,6 +229,7 @@ class SchedulerActor(Service):
                 tenant=message.tenant,
                 priority=message.priority,
                 deadline_s=deadline_s,
+                hold_s=message.hold_s,
                 answer_ids=told.token_ids,
                 cached_tokens=told.cached_tokens,
             )

@@ -59,6 +59,7 @@ from jaxsgl.interface.reports import (
 )
 from jaxsgl.interface.requests import (
     MAX_ALLOWED_IDS,
+    MAX_HOLD_S,
     MAX_TOP_LOGPROBS,
     MIN_REPETITION_PENALTY,
     ChatPrompt,
@@ -67,11 +68,13 @@ from jaxsgl.interface.requests import (
     SamplingParams,
     TextPrompt,
     TokenPrompt,
+    check_hold,
     check_sampling,
 )
 
 __all__ = [
     "MAX_ALLOWED_IDS",
+    "MAX_HOLD_S",
     "MAX_TOP_LOGPROBS",
     "MEMORY_PARTS",
     "MIN_REPETITION_PENALTY",
@@ -121,5 +124,6 @@ __all__ = [
     "UnknownReplica",
     "UpdateWeights",
     "Usage",
+    "check_hold",
     "check_sampling",
 ]

@@ -28,6 +28,12 @@ class EngineClient(Protocol):
         """
         ...
 
+    def let_go(self, request_id: str) -> None:
+        """End what is held for the request of this id, or for those whose id is this, a hyphen and
+        more. Idempotent, for any id. A request that its reader left before the end holds
+        nothing."""
+        ...
+
     async def encode(self, prompt: Prompt) -> list[int]:
         """The token ids that `generate` would make of a prompt. Raises as that does."""
         ...
@@ -90,12 +96,12 @@ class ServedEngine(EngineClient, Protocol):
     """What a server needs beyond that."""
 
     def abort(self, request_id: str) -> None:
-        """End the request of this id, or those whose id is this, a hyphen and more: their readers
-        still get a last delta. Idempotent, for any id."""
+        """End the request of this id, or those whose id is this, a hyphen and more, and what is
+        held for them: readers still get a last delta. Idempotent, for any id."""
         ...
 
     def abort_all(self) -> None:
-        """End every request in the same way."""
+        """End every request, and every hold, in the same way."""
         ...
 
     async def pause(self, mode: PauseMode) -> None:

@@ -60,6 +60,11 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     pages_held_peak: int = 0
     """The most pages that requests held at one time, each page counted once."""
     locks: int = 0
+    """On cached prefixes: of requests that have a place, and of holds."""
+    holds: int = 0
+    """Prefixes kept for `GenerateRequest.hold_s`."""
+    holds_given_up: int = 0
+    """Those that ended before their time, for want of pages."""
     slots_free: int = 0
     slots_total: int = 0
     steps: int = 0

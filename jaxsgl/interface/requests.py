@@ -12,6 +12,8 @@ from jaxsgl.interface.grammars import GrammarSpec
 MAX_TOP_LOGPROBS = 20
 """Most alternatives per position that a request may ask for (OpenAI's limit)."""
 MAX_ALLOWED_IDS = 1 << 18
+MAX_HOLD_S = 600.0
+"""Longest time that a request may have its prompt held."""
 MIN_REPETITION_PENALTY = 1e-6
 """Logits are divided by it, and stay finite."""
 
@@ -131,6 +133,22 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Larger is more urgent; used by the `priority` schedule policy alone."""
     timeout_s: float | None = None
     """What the whole answer may take. DeadlineExceeded when it is over, or was from the start."""
+    hold_s: float | None = None
+    """With `max_tokens` 0: once the prompt is computed, keep what is cached of it from eviction for
+    so long, or until `EngineClient.let_go`. It is given up earlier when requests that run want its
+    pages, or too many others are held, and is gone with the cache when that is flushed or lost."""
+
+
+def check_hold(request: GenerateRequest) -> None:
+    """Raise InvalidRequest if `hold_s` is out of bounds or makes no sense."""
+    if request.hold_s is None:
+        return
+    if not 0.0 < request.hold_s <= MAX_HOLD_S:  # false for NaN
+        message = f"hold_s must be above 0 and at most {MAX_HOLD_S:g}"
+        raise InvalidRequest(message, param="hold_s")
+    if request.sampling.max_tokens != 0:
+        message = "hold_s is for prompts that are only computed: it needs 0 new tokens"
+        raise InvalidRequest(message, param="hold_s")
 
 
 def check_sampling(sampling: SamplingParams) -> None:

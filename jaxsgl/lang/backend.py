@@ -25,6 +25,10 @@ class Answer:
     """What of the text is not in `token_ids`: a stop string may cut a token in two."""
 
 
+type Release = Callable[[], None]
+"""Ends what was begun; any thread may call it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Which text was selected, and why."""
@@ -70,8 +74,12 @@ class Context(Protocol):
         """Which of `choices` follows the text best; it is not added. Raises as `generate`."""
         ...
 
-    async def commit(self) -> None:
-        """Have the text computed, for the sake of copies that are about to continue it."""
+    async def commit(self) -> Release | None:
+        """Have the text computed, for the sake of copies that are about to continue it, and kept
+        until they are done: then what this returns is to be called, if that is anything.
+
+        Raises as `generate`. Cancelled, it leaves nothing behind.
+        """
         ...
 
     def text(self) -> str: ...

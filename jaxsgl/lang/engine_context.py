@@ -21,10 +21,11 @@ from jaxsgl.interface import (
     TokenPrompt,
     Unavailable,
 )
-from jaxsgl.lang.backend import Answer, Choice
+from jaxsgl.lang.backend import Answer, Choice, Release
 from jaxsgl.lang.choosing import Scored, choose
 from jaxsgl.lang.conversation import Conversation
 from jaxsgl.lang.expressions import Role, SelectMethod
+from jaxsgl.lang.prefix_hold import PrefixHold
 from jaxsgl.lang.transcript import TextTokenizer, Transcript, tokens_of
 from jaxsgl.lang.turn_forms import ChatTokenizer, TurnForm, TurnForms
 from jaxsgl.offline.calls import Logprobs
@@ -33,7 +34,9 @@ from jaxsgl.offline.outputs import Output
 from jaxsgl.tokenizer import TokenizerError
 
 MIN_COMMIT_LEN = 64
-"""Tokens not computed yet that are worth a request of their own before a fork."""
+"""Tokens that are worth a request of their own before a fork."""
+HOLD_S = 60.0
+"""How long the text before a fork is kept for it at most."""
 MAX_ENCODED_INLINE_LEN = 4096
 """Characters; longer texts are encoded in a thread, lest they hold up every stream."""
 
@@ -140,17 +143,24 @@ class EngineContext:
         ]
         return choose(scored, method)
 
-    async def commit(self) -> None:
+    async def commit(self) -> Release | None:
         prompt = await self.token_ids()
-        if len(prompt) - self._computed_len < MIN_COMMIT_LEN:
-            return
-        request = _request(prompt, SamplingParams(max_tokens=1, temperature=0.0), None)
+        if len(prompt) < MIN_COMMIT_LEN:
+            return None
+        request = _request(prompt, SamplingParams(max_tokens=0), None, HOLD_S)
+        hold = PrefixHold(self._compute(request), lambda: self._client.let_go(request.request_id))
+        # What is computed already, or nearly so, is worth holding but not worth waiting for.
+        if len(prompt) - self._computed_len >= MIN_COMMIT_LEN:
+            await hold.computed()
+            self._computed_len = len(prompt)
+        return hold.release
+
+    async def _compute(self, request: GenerateRequest) -> None:
         finish: Finish | None = None
         async with aclosing(self._client.generate(request)) as deltas:
             async for delta in deltas:
                 finish = delta.finish
         _raise_if_broken(finish)
-        self._computed_len = len(prompt)
 
     def text(self) -> str:
         return self._transcript.text()
@@ -214,13 +224,17 @@ class EngineContext:
 
 
 def _request(
-    token_ids: list[int], sampling: SamplingParams, timeout_s: float | None
+    token_ids: list[int],
+    sampling: SamplingParams,
+    timeout_s: float | None,
+    hold_s: float | None = None,
 ) -> GenerateRequest:
     return GenerateRequest(
         request_id=uuid.uuid4().hex,
         prompt=TokenPrompt(token_ids),
         sampling=sampling,
         timeout_s=timeout_s,
+        hold_s=hold_s,
     )
 
 

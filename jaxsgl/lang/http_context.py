@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any, Self
 
 from jaxsgl.interface import ChoiceGrammar, DeadlineExceeded, InvalidRequest, SamplingParams
-from jaxsgl.lang.backend import Answer, Choice
+from jaxsgl.lang.backend import Answer, Choice, Release
 from jaxsgl.lang.conversation import Conversation
 from jaxsgl.lang.errors import ProgramError
 from jaxsgl.lang.expressions import Role, SelectMethod
@@ -87,8 +87,9 @@ class HttpContext:
         answer = await self.generate(sampling, timeout_s, lambda text: None)
         return Choice(answer.text, {"method": method, "choices": list(choices), **answer.meta})
 
-    async def commit(self) -> None:
+    async def commit(self) -> Release | None:
         """Nothing: it would be one more request, of which the server might make nothing."""
+        return None
 
     def text(self) -> str:
         return self._text

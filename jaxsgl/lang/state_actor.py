@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from jaxsgl.lang.backend import Answer, Context
+from jaxsgl.lang.backend import Answer, Context, Release
 from jaxsgl.lang.errors import InvalidAnswer, ProgramError, RunCancelled
 from jaxsgl.lang.feed import Feed
 from jaxsgl.lang.operations import (
@@ -186,7 +186,9 @@ class StateActor:
                 variable.set(context.text()[self._scopes.pop(variable) :])
             case Fork(children, inherit):
                 if inherit and len(children) > 1:
-                    await context.commit()
+                    release = await context.commit()
+                    if release is not None:
+                        _when_finished(children, release)
                 for child in children:
                     child.begin(self, inherit)
             case Join():
@@ -245,3 +247,20 @@ class StateActor:
                     self._apply(context, event)
                     if isinstance(event, Answer):
                         self.feed.add(event.text)
+
+
+def _when_finished(actors: Sequence[StateActor], release: Release) -> None:
+    """Call `release` when the last of the actors has ended, however it ends and wherever."""
+    lock = threading.Lock()
+    num_left = len(actors)
+
+    def on_end(ended: Future[None]) -> None:
+        nonlocal num_left
+        with lock:
+            num_left -= 1
+            is_last = num_left == 0
+        if is_last:
+            release()
+
+    for actor in actors:
+        actor.finished.add_done_callback(on_end)

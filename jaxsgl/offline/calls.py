@@ -36,6 +36,9 @@ class CallOptions(TypedDict, total=False):
     """Request ids, by which requests can be aborted; made up if not given."""
     priority: int
     """Larger is more urgent, under the `priority` schedule policy."""
+    hold_s: float
+    """With 0 new tokens: keep the prompt's cached pages from eviction for so long, or until its
+    `rid` is aborted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ def make_call(
             prompt=prompt,
             sampling=logprobs.apply(sampling),
             priority=options.get("priority", 0),
+            hold_s=options.get("hold_s"),
         )
         for request_id, prompt, sampling in zip(ids, prompts, samplings, strict=True)
     ]

@@ -166,15 +166,22 @@ class LocalEngine:
         return await self._text.encode(prompt)
 
     def abort(self, request_id: str) -> None:
-        """End a request; its reader still gets a last delta. Idempotent, for any id."""
+        """End a request, and what is held for it; its reader still gets a last delta. Idempotent,
+        for any id."""
         if request_id in self._aborted:
             self._aborted[request_id] = True
             self._gate.call_off(request_id)
             self._pool.abort(request_id)
+        self.let_go(request_id)
+
+    def let_go(self, request_id: str) -> None:
+        """End what is held for a request. Idempotent, for any id."""
+        self._pool.let_go(request_id)
 
     def abort_all(self) -> None:
         for request_id in list(self._aborted):
             self.abort(request_id)
+        self._pool.abort_all()
 
     async def flush_cache(self) -> None:
         """Forget every cached prefix. Raises Busy while a request runs or waits."""

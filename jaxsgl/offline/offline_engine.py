@@ -187,12 +187,12 @@ class OfflineEngine:
         return self._loop.run(self._engine.check_grammar(grammar, data))
 
     def abort(self, rid: str) -> None:
-        """End a request, waiting or running: its caller gets what there is, with the finish reason
-        "abort". Idempotent, for any id."""
+        """End a request, waiting or running, and what is held for it: its caller gets what there
+        is, with the finish reason "abort". Idempotent, for any id."""
         self._loop.run(_call(lambda: self._engine.abort(rid)))
 
     def abort_all(self) -> None:
-        """End every request there is."""
+        """End every request there is, and every hold."""
         self._loop.run(_call(self._engine.abort_all))
 
     def flush_cache(self) -> None:

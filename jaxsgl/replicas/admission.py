@@ -67,6 +67,7 @@ def admission(
         request.priority,
         request.timeout_s,
         tenant=request.tenant,
+        hold_s=request.hold_s,
     )
 
 

@@ -258,11 +258,16 @@ class ReplicaPool(SeatOwner):
         return table[token_id] if token_id < len(table) else b""  # ids that only pad the model
 
     def abort(self, request_id: str) -> None:
-        """End the requests that go by this id; their readers still get a last delta."""
+        """End the requests that go by this id, and what is held for them; their readers still get a
+        last delta."""
         self._requests.abort(request_id)
 
     def abort_all(self) -> None:
         self._requests.abort_all()
+
+    def let_go(self, request_id: str) -> None:
+        """End what is held for the requests that go by this id."""
+        self._requests.let_go(request_id)
 
     async def pause(self, mode: PauseMode) -> None:
         """Returns when no step runs anywhere. Replicas that start meanwhile are paused too."""

@@ -13,6 +13,7 @@ from jaxsgl.actors.messages import (
     CheckGrammar,
     Drain,
     FlushCache,
+    LetGo,
     Operate,
     Operated,
     Pause,
@@ -147,6 +148,12 @@ class ReplicaProxy(Service):
         """Nobody reads this request any more: abort it unless it has finished. Idempotent."""
         self.abort(request_id, "the client is gone")
         self.requests.leave(request_id)
+
+    def let_go(self, request_id: str) -> None:
+        """End what is held for a request that was answered, or that its reader has left.
+        Idempotent, for any id."""
+        if self._link is not None and self.is_ready:
+            self._link.send(LetGo(request_id))
 
     def give_up(self) -> None:
         """Take its requests away, before it is stopped. Idempotent."""

@@ -18,6 +18,7 @@ from jaxsgl.interface import (
     Prompt,
     QueueFull,
     Unavailable,
+    check_hold,
     check_sampling,
 )
 from jaxsgl.replicas.admission import SeedStream, admission
@@ -25,6 +26,7 @@ from jaxsgl.replicas.bell import Bell
 from jaxsgl.replicas.crowd import Crowd
 from jaxsgl.replicas.dispatch import Dispatcher, Place
 from jaxsgl.replicas.entrance import Entrance
+from jaxsgl.replicas.held import HeldPrompts
 from jaxsgl.replicas.journey import Journey, Quarantine, Quarantined
 from jaxsgl.replicas.proxy import ReplicaGone, ReplicaProxy
 from jaxsgl.replicas.request_table import named
@@ -59,6 +61,7 @@ class Requests:
         self._seeds = SeedStream(config.random_seed)
         self._journeys: dict[str, Journey] = {}
         """By id, of every request that was accepted and has not ended."""
+        self._held = HeldPrompts(clock)
         self._entrance = Entrance()
         """Where requests are while they are accepted and at no replica."""
         self._crowd = Crowd()
@@ -75,6 +78,7 @@ class Requests:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         """As `EngineClient.generate`."""
         check_sampling(request.sampling)
+        check_hold(request)
         if request.timeout_s is not None and request.timeout_s <= 0:
             raise DeadlineExceeded("the request's deadline has passed", code="deadline_exceeded")
         self._check_queue(request.tenant)
@@ -102,6 +106,8 @@ class Requests:
                             place.saw_tokens(len(row.token_ids), now_s)
                         if row.finish is not None:
                             place.saw_end(now_s)
+                            if request.hold_s is not None and row.finish.kind == "length":
+                                self._held.add(request_id, place.proxy, request.hold_s)
                         yield journey.answer.add(row)
                         if row.finish is not None:
                             return
@@ -109,6 +115,8 @@ class Requests:
                     await self._wait_for_verdict(journey, place.proxy)
                 finally:
                     self._dispatcher.leave(place)
+                    if request.hold_s is not None and request_id not in self._held:
+                        place.proxy.let_go(request_id)  # nobody saw the end of it
         finally:
             del self._journeys[request_id]
             self._crowd.leave(request.tenant)
@@ -128,13 +136,20 @@ class Requests:
                 raise Unavailable(STOPPING) from error
 
     def abort(self, request_id: str) -> None:
-        """End the requests that go by this id; their readers still get a last delta."""
+        """End the requests that go by this id, and what is held for them; their readers still get a
+        last delta."""
         for each in named(self._journeys, request_id):
             self._abort(self._journeys[each])
+        self.let_go(request_id)
 
     def abort_all(self) -> None:
         for journey in list(self._journeys.values()):
             self._abort(journey)
+        self._held.let_go_all()
+
+    def let_go(self, request_id: str) -> None:
+        """End what is held for the requests that go by this id."""
+        self._held.let_go(request_id)
 
     def were_at_death(self, seat: Seat) -> None:
         """Their replica has died by itself, and has not let go of them yet."""

@@ -17,6 +17,7 @@ GAUGES = (
     "pages_cached",
     "pages_held_peak",
     "locks",
+    "holds",
     "slots_free",
     "slots_total",
     "tokens_held",

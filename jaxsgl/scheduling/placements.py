@@ -27,6 +27,11 @@ class Placements:
     def num_free_slots(self) -> int:
         return len(self._free_slots)
 
+    @property
+    def leases(self) -> list[Lease]:
+        """Of everybody who has a place."""
+        return [r.lease for r in (*self.running, *self.leaving) if r.lease is not None]
+
     def place(self, request: Request, lease: Lease) -> None:
         """Give a waiting request a slot, and a lease that was opened for it."""
         request.lease = lease
@@ -73,8 +78,9 @@ class Placements:
         self._free_slots = list(range(self._num_slots - 1, -1, -1))  # whatever was in it
         return vacated
 
-    def discrepancy(self) -> str | None:
-        """What does not add up, recounted from scratch; None if all does."""
+    def discrepancy(self, *, num_holds: int) -> str | None:
+        """What does not add up, recounted from scratch; None if all does. `num_holds` locks are of
+        nobody here."""
         placed = self.running + self.leaving
         slots = sorted(self._free_slots + [r.slot for r in placed])
         if slots != list(range(self._num_slots)):
@@ -86,8 +92,8 @@ class Placements:
                 return f"{r.request_id}: {r.committed=} {r.computed=} {r.known=} {r.pending=}"
             if r.published and r.committed < r.prompt_len:
                 return f"{r.request_id} shares KV that no applied step has computed"
-        if self._cache.num_locks != len(placed):
-            return f"{self._cache.num_locks} locks for {len(placed)} requests"
+        if self._cache.num_locks != len(placed) + num_holds:
+            return f"{self._cache.num_locks} locks for {len(placed)} requests, {num_holds} holds"
         if not placed and self._cache.num_private:
             return f"{self._cache.num_private} pages held by nobody"
         return None

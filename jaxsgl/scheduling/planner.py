@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from jaxsgl.cache.manager import KVCacheManager
 from jaxsgl.scheduling.admission import AdmissionController
 from jaxsgl.scheduling.fair_queue import FairQueue
+from jaxsgl.scheduling.holds import Holds
 from jaxsgl.scheduling.pacing import Pace
 from jaxsgl.scheduling.placements import Placements
 from jaxsgl.scheduling.plan_builder import PlanBuilder
@@ -29,6 +30,7 @@ class Planner:
         self,
         cache: KVCacheManager,
         places: Placements,
+        holds: Holds,
         waiting: FairQueue,
         settings: SchedulingSettings,
         *,
@@ -41,6 +43,7 @@ class Planner:
         told of each request that got a place, with the tokens it reuses."""
         self._cache = cache
         self._places = places
+        self._holds = holds
         self._waiting = waiting
         self._settings = settings
         self._pace = pace
@@ -77,8 +80,12 @@ class Planner:
         if request is None or (self._places.num_free_slots and self._has_pages_for(request)):
             return
         victim = self._less_urgent(request) or self._in_excess(request)
-        if victim is not None:
-            self._retract(victim)
+        if victim is None:
+            return
+        while self._places.num_free_slots and self._holds.give_up_one(self._places.leases):
+            if self._has_pages_for(request):
+                return
+        self._retract(victim)
 
     def _first_welcome(self) -> Request | None:
         barred: set[str] = set()
@@ -183,7 +190,8 @@ class Planner:
     def _grow(
         self, builder: PlanBuilder, request: Request, num_tokens: int
     ) -> NDArray[np.int32] | None:
-        """Pages for the request's next tokens, at the cost of later arrivals if need be."""
+        """Pages for the request's next tokens, if need be at the cost of holds, then of later
+        arrivals."""
         assert request.lease is not None
         while True:
             new_pages = self._cache.grow(request.lease, request.computed + num_tokens)
@@ -191,6 +199,8 @@ class Planner:
                 return new_pages
             if self._places.leaving:
                 return None  # Their pages are about to come back.
+            if self._holds.give_up_one(self._places.leases):
+                continue
             candidates = [r for r in self._places.running if r not in builder.requests]
             self._admission.after_retraction(self._places.running)
             self._retract(self._quota.victim(candidates) or _least_urgent_of_latest(candidates))
@@ -251,6 +261,9 @@ class Planner:
         if num_needed <= room or alone:
             num_tokens = builder.num_takeable(request, computed=lease.num_reused)
             new_pages = self._cache.grow(lease, lease.num_reused + num_tokens)
+            # Others end, and their pages come back; nobody waits for holds alone.
+            while new_pages is None and alone and self._holds.give_up_one([lease]):
+                new_pages = self._cache.grow(lease, lease.num_reused + num_tokens)
             if new_pages is not None and num_tokens:
                 self._places.place(request, lease)
                 self._admitted(request, lease.num_reused)

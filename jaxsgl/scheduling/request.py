@@ -47,6 +47,7 @@ class Request:
         "end_token_ids",
         "finish",
         "grammar",
+        "hold_s",
         "last_step_id",
         "lease",
         "max_overtaken",
@@ -84,6 +85,7 @@ class Request:
         tenant: str = "",
         priority: int = 0,
         deadline_s: float | None = None,
+        hold_s: float | None = None,
     ) -> None:
         self.request_id = request_id
         self.sampling = sampling
@@ -93,6 +95,8 @@ class Request:
         self.priority = priority
         self.deadline_s = deadline_s
         """On the scheduler's clock."""
+        self.hold_s = hold_s
+        """How long its prompt is to stay in the cache when it has been computed."""
         self.prompt_len = len(prompt_ids)
         self.tokens = list(prompt_ids)
         """Every known token: the prompt, then what was generated."""

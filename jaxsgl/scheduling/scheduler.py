@@ -17,6 +17,7 @@ from jaxsgl.cache.prefix_journal import JournalEntry, PrefixJournal
 from jaxsgl.grammar.constraint import Constraint
 from jaxsgl.interface import EngineStats, Finish, SamplingParams
 from jaxsgl.scheduling.fair_queue import FairQueue
+from jaxsgl.scheduling.holds import Holds
 from jaxsgl.scheduling.outputs import RowOutput, SchedulerOutputs
 from jaxsgl.scheduling.pacing import Pace
 from jaxsgl.scheduling.placements import Placements
@@ -83,11 +84,13 @@ class Scheduler:
         """Those of them whose grammar is being compiled."""
         self._waiting = FairQueue(make_policy(settings.policy, settings.seed), self._match_len)
         self._places = Placements(cache, limits.num_slots)
+        self._holds = Holds(cache, limits.num_pages)
         self._sharing = PrefixSharing(limits.page_size, limits.pack_rows)
         self._pace = None if settings.max_itl_s is None else Pace(settings.max_itl_s, limits)
         self._planner = Planner(
             cache,
             self._places,
+            self._holds,
             self._waiting,
             settings,
             limits=limits,
@@ -122,11 +125,15 @@ class Scheduler:
         tenant: str = "",
         priority: int = 0,
         deadline_s: float | None = None,
+        hold_s: float | None = None,
         answer_ids: Sequence[int] = (),
         cached_tokens: int = 0,
     ) -> None:
         """Queue a request of a tenant. `sampling.seed` is set; `deadline_s` is on the caller's
         clock.
+
+        One that ends without draws and has a `hold_s` leaves a hold behind, under its id: what is
+        cached of its prompt stays so long, see `Holds`.
 
         One whose draws are constrained waits outside the queue for `constrain` or `forget`.
 
@@ -152,6 +159,7 @@ class Scheduler:
             tenant=tenant if self._settings.fair else "",
             priority=priority,
             deadline_s=deadline_s,
+            hold_s=hold_s,
         )
         if answer_ids:
             resume(request, answer_ids, cached_tokens, self._texts)
@@ -184,10 +192,18 @@ class Scheduler:
         return True
 
     def abort(self, request_id: str, reason: str) -> None:
-        """End a request in whatever state it is. Unknown and ended ids are ignored."""
+        """End a request in whatever state it is, and its hold. Unknown ids are ignored."""
+        self.let_go(request_id)
         request = self._requests.get(request_id)
         if request is not None and request.live:
             self._end(request, Finish("abort", message=reason))
+
+    def let_go(self, request_id: str) -> None:
+        """End the hold of a request, or have it take none. Idempotent, for any id."""
+        self._holds.let_go(request_id)
+        request = self._requests.get(request_id)
+        if request is not None:
+            request.hold_s = None
 
     def abort_all(self, reason: str) -> None:
         """End every request as `abort` does."""
@@ -195,13 +211,16 @@ class Scheduler:
             self.abort(request_id, reason)
 
     def shut_down(self, reason: str) -> None:
-        """End every request."""
+        """End every request and every hold."""
+        self._holds.let_go_all()
         for request in list(self._requests.values()):
+            request.hold_s = None
             if request.live:
                 self._end(request, Finish("shutdown", message=reason))
 
     def expire(self, now_s: float) -> None:
-        """End the requests whose deadline has passed."""
+        """End the requests whose deadline has passed, and the holds whose time is over."""
+        self._holds.expire(now_s)
         late = [r for r in self._timed.values() if (r.deadline_s or 0.0) <= now_s and r.live]
         for request in late:
             self._end(request, Finish("deadline", message="the request's deadline has passed"))
@@ -235,7 +254,20 @@ class Scheduler:
             if request.live:
                 self._waiting.add(request)
             else:
+                self._hold(request)
                 self._forget(request)
+
+    def _hold(self, request: Request) -> None:
+        """If it wished so, keep the prompt of a request that has just left, before anything else
+        can happen to the pages."""
+        if request.hold_s is not None and request.finish == Finish("length"):
+            self._holds.take(
+                request.request_id,
+                request.namespace,
+                request.known_ids(),
+                request.hold_s,
+                request.priority,
+            )
 
     def _forget(self, request: Request) -> None:
         request.status = Status.DONE
@@ -327,7 +359,9 @@ class Scheduler:
         MAX_STEP_FAILURES failures ends with an error: it may be what breaks the steps.
         """
         self._in_flight.clear()
-        for request in self._places.lose_all():
+        vacated = self._places.lose_all()
+        self._holds.forget_all()
+        for request in vacated:
             if not request.live:
                 self._forget(request)
                 continue
@@ -351,11 +385,16 @@ class Scheduler:
 
     @property
     def next_deadline_s(self) -> float | None:
-        """When the next request is due to expire."""
-        return min((r.deadline_s or 0.0 for r in self._timed.values() if r.live), default=None)
+        """When the next request, or the next hold, is due to expire."""
+        dues_s = [r.deadline_s or 0.0 for r in self._timed.values() if r.live]
+        if self._holds.next_due_s is not None:
+            dues_s.append(self._holds.next_due_s)
+        return min(dues_s, default=None)
 
     def flush_cache(self) -> int:
-        """Forget every cached prefix that no request holds; the pages freed."""
+        """Forget every cached prefix that no running request needs, held or not; the pages
+        freed."""
+        self._holds.let_go_all()
         return self._cache.clear()
 
     def track_prefixes(self) -> None:
@@ -385,6 +424,11 @@ class Scheduler:
     # -- What can be seen from outside.
 
     @property
+    def holds(self) -> list[str]:
+        """Requests for which something is held, the oldest first."""
+        return list(self._holds)
+
+    @property
     def idle(self) -> bool:
         return not self._requests and not self._in_flight
 
@@ -398,6 +442,8 @@ class Scheduler:
             pages_cached=cache.num_cached,
             pages_held_peak=self._peak_pages_held,
             locks=cache.num_locks,
+            holds=len(self._holds),
+            holds_given_up=self._holds.num_given_up,
             slots_free=self._places.num_free_slots,
             slots_total=self._limits.num_slots,
             steps=self._next_step_id,
@@ -428,6 +474,6 @@ class Scheduler:
             for r in flight.requests:
                 if r.request_id not in placed or r.last_step_id < flight.plan.step_id:
                     raise SchedulingError(f"{r.request_id} gave up what a dispatched step uses")
-        problem = self._places.discrepancy()
+        problem = self._holds.discrepancy() or self._places.discrepancy(num_holds=len(self._holds))
         if problem is not None:
             raise SchedulingError(problem)

@@ -111,8 +111,9 @@ def control_routes() -> list[Route]:
 
 
 async def abort_request(request: web.Request) -> web.Response:
-    """End requests; their readers get what there is of the answer, with finish reason "abort". 200
-    also if there is none of that id. An ordinary key reaches the requests of that key alone."""
+    """End requests and what is held for them; their readers get what there is of the answer, with
+    finish reason "abort". 200 also if there is none of that id. An ordinary key reaches the
+    requests of that key alone."""
     engine = ready_engine(request)
     body = await read_json(request, ABORT_DECODER)
     if not body.abort_all and body.rid is None:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from jaxsgl.answer_forms import GrammarFields
-from jaxsgl.interface import MAX_TOP_LOGPROBS
+from jaxsgl.interface import MAX_HOLD_S, MAX_TOP_LOGPROBS
 from server.schema import MAX_CHOICES
 
 MAX_ID_LEN = 128
@@ -71,6 +71,9 @@ class GenerateBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     extra_key: Namespace | None = None
     """The same."""
     timeout_s: float | None = None
+    hold_s: Annotated[float, Meta(gt=0, le=MAX_HOLD_S)] | None = None
+    """With `max_new_tokens` 0: keep what is cached of the prompt from eviction for so long, or
+    until its `rid` is aborted."""
 
 
 GENERATE_DECODER = msgspec.json.Decoder(GenerateBody)

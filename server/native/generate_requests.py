@@ -15,6 +15,7 @@ from jaxsgl.interface import (
     ServedEngine,
     TextPrompt,
     TokenPrompt,
+    check_hold,
     check_sampling,
 )
 from server.native.generate_body import GenerateBody, NativeSampling
@@ -86,7 +87,9 @@ async def native_requests(
                 cache_namespace=body.cache_salt or body.extra_key or "",
                 priority=body.priority or 0,
                 timeout_s=body.timeout_s,
+                hold_s=body.hold_s,
             )
+            check_hold(request)
             requests.append(NativeRequest(request, scored_ids))
     return requests
 

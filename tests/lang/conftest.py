@@ -15,7 +15,7 @@ def backend() -> Iterator[FakeBackend]:
     fake = FakeBackend()
     yield fake
     until = time.monotonic() + 10
-    while fake.num_running and time.monotonic() < until:
+    while (fake.num_running or fake.held) and time.monotonic() < until:
         time.sleep(0.01)
-    assert not fake.num_running
+    assert not fake.num_running and not fake.held
     fake.loop.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from jaxsgl.interface import SamplingParams
-from jaxsgl.lang.backend import Answer, Choice
+from jaxsgl.lang.backend import Answer, Choice, Release
 from jaxsgl.lang.conversation import Conversation
 from jaxsgl.offline.background import BackgroundLoop
 
@@ -24,6 +24,8 @@ class FakeBackend:
         self.reply = reply
         self.asked: list[tuple[str, SamplingParams]] = []
         self.commits: list[str] = []
+        self.held: list[str] = []
+        """Texts that were committed, and are kept."""
         self.num_running = 0
         self.max_running = 0
         self.wait_for_running = 0
@@ -90,8 +92,13 @@ class FakeContext:
     async def select(self, choices: tuple[str, ...], method: Any, timeout_s: Any) -> Choice:
         return Choice(choices[-1], {"method": method})
 
-    async def commit(self) -> None:
-        self._backend.commits.append(self._text)
+    async def commit(self) -> Release | None:
+        backend, text = self._backend, self._text
+        backend.commits.append(text)
+        if not text:
+            return None
+        backend.held.append(text)
+        return lambda: backend.held.remove(text)
 
     def text(self) -> str:
         return self._text

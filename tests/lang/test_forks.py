@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
 import pytest
 
 import jaxsgl as sgl
+from jaxsgl.interface import EngineError
 from tests.lang.fake_backend import HANG, FakeBackend
 
 
@@ -36,6 +38,39 @@ def test_forks_go_their_own_ways_and_are_gathered(backend: FakeBackend) -> None:
     assert state.text() == "prefixPREFIX end ['0', '1', '2']"
     assert [text for text in backend.commits] == ["prefixPREFIX"]
     assert state.get_meta_info("x")["parts"] == [{"finish_reason": {"type": "stop"}}] * 3
+
+
+@pytest.mark.parametrize("end", ["join", "end", "error", "fail"])
+def test_what_forks_have_in_common_is_kept_until_the_last_of_them_ends(
+    backend: FakeBackend, end: str
+) -> None:
+    backend.reply = lambda text: EngineError("broken") if text.endswith("bad") else "ok"
+
+    @sgl.function
+    def program(s: Any) -> None:
+        s += "common"
+        forks = s.fork(3)
+        forks[0] += sgl.gen("x")
+        forks[0].text()
+        if end == "error":
+            forks[1] += "bad" + sgl.gen("x")
+            with pytest.raises(EngineError):
+                forks[1].text()
+        assert backend.held == ["common"]
+        if end == "fail":
+            raise ValueError("mine")
+        if end == "join":
+            for fork in forks:
+                fork += sgl.gen("y")
+            for fork in list(forks)[1:]:
+                fork += sgl.gen("x")
+            forks.join()
+            s.text()
+            assert not backend.held
+
+    with contextlib.suppress(ValueError):
+        program.run(backend=backend)
+    assert backend.commits == ["common"] and not backend.held
 
 
 def test_one_fork_is_not_worth_a_commit(backend: FakeBackend) -> None:

@@ -21,6 +21,7 @@ from jaxsgl.actors.messages import (
     Drain,
     Drained,
     FlushCache,
+    LetGo,
     Probe,
     Progress,
     Ready,
@@ -48,6 +49,8 @@ class FakeReplica:
         self.admitted: list[Admit] = []
         self.finished: list[str] = []
         """How each request ended, in that order."""
+        self.holding: set[str] = set()
+        """Requests whose prompts are held."""
         self.num_flushed = 0
         self.num_probes = 0
         self.is_held = False
@@ -102,7 +105,10 @@ class FakeReplica:
                 self.running[message.request_id] = message
                 told = message.told
                 self.num_done[message.request_id] = 0 if told is None else len(told.token_ids)
+            case LetGo(request_id):
+                self.holding.discard(request_id)
             case Abort():
+                self.holding.discard(message.request_id)
                 if message.request_id in self.running:
                     self._aborts[message.request_id] = message.reason
             case FlushCache():
@@ -181,6 +187,10 @@ class FakeReplica:
             finish = Finish("abort", message=self._aborts[admit.request_id])
         if finish is not None:
             return RowOutput(admit.request_id, [], b"", len(prompt), num_done, 0, finish)
+        if admit.sampling.max_tokens == 0:
+            if admit.hold_s is not None:
+                self.holding.add(admit.request_id)
+            return RowOutput(admit.request_id, [], b"", len(prompt), 0, 0, Finish("length"))
         token_id = prompt[num_done % len(prompt)]
         self.num_done[admit.request_id] = num_done = num_done + 1
         wants_logprobs = admit.sampling.logprobs is not None

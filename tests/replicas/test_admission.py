@@ -36,6 +36,7 @@ def admit(prompt_len: int, ready: Ready = READY, **sampling):
         cache_namespace="ns",
         priority=3,
         timeout_s=1.5,
+        hold_s=7.0,
     )
     return admission(request, [1] * prompt_len, "prompt", 77, ready)
 

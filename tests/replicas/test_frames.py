@@ -74,6 +74,7 @@ FROM_FRONT = [
     *(m.Admit("r", [1], SamplingParams(grammar=grammar)) for grammar in GRAMMARS),
     m.CheckGrammar(2, GRAMMARS[0], b"\xff"),
     m.Abort("r", "gone"),
+    m.LetGo("r"),
     m.FlushCache(1),
     m.Drain(0.5),
     m.Stop(),

@@ -2,6 +2,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator
 
+import msgspec
 import pytest
 
 from jaxsgl.actors.messages import Progress
@@ -223,6 +224,73 @@ async def test_cancelled_at_any_await_a_request_leaves_nothing(open_front):
     )
     assert num_cancelled > 5
     assert "abort" in front.replicas[0].finished
+
+
+def ask_to_hold(request_id: str, text: str, hold_s: float = 60.0) -> GenerateRequest:
+    return msgspec.structs.replace(ask(request_id, text, 0), hold_s=hold_s)
+
+
+async def test_what_is_held_is_let_go_by_name(open_front):
+    front = await open_front()
+    for request_id in ("a", "b-1", "b-2", "c"):
+        assert await front.answer(ask_to_hold(request_id, request_id)) == ""
+    holding = front.replicas[0].holding
+    assert holding == {"a", "b-1", "b-2", "c"}
+    front.pool.let_go("a")
+    front.pool.let_go("nobody")
+    front.pool.abort("b")  # ends what goes by that name, and what is held for it
+    await until(lambda: holding == {"c"})
+    await front.answer(ask_to_hold("c", "c again"))
+    front.pool.abort_all()
+    await until(lambda: not holding)
+    assert not front.pool._requests._held._held
+    await front.check_idle()
+
+
+async def test_the_front_forgets_holds_whose_time_is_over(open_front):
+    front = await open_front()
+    now_s = 0.0
+    front.pool._requests._held._clock = lambda: now_s
+    for n in range(3):
+        await front.answer(ask_to_hold(f"r{n}", "abc", 10.0))
+        now_s += 6.0
+    assert list(front.pool._requests._held._held) == ["r1", "r2"]
+
+
+async def test_a_dead_replica_holds_nothing(open_front):
+    front = await open_front()
+    await front.answer(ask_to_hold("r", "abc"))
+    front.replicas[0]._fail()
+    await until(lambda: len(front.replicas) == 2 and front.pool.ready)
+    front.pool.let_go("r")
+    await front.answer(ask_to_hold("r", "abc"))
+    assert front.replicas[1].holding == {"r"}
+    await front.check_idle()
+
+
+async def test_nothing_is_held_for_a_reader_who_left_before_the_answer(open_front):
+    front = await open_front()
+
+    async def conserved(was_cancelled: bool):
+        front.pool.let_go("r")  # as somebody would who was answered in his last moment
+        await until(lambda: not front.num_open())
+        await until(lambda: not front.replicas[0].holding)
+        await front.check_idle()
+
+    num_cancelled = await cancel_at_every_await(
+        lambda: front.answer(ask_to_hold("r", "abc")), conserved, max_turns=100_000
+    )
+    assert num_cancelled > 3
+
+
+@pytest.mark.parametrize("hold_s", [0.0, -1.0, 601.0, float("nan"), float("inf")])
+async def test_a_time_to_hold_that_makes_no_sense_is_refused(open_front, hold_s):
+    front = await open_front()
+    with pytest.raises(InvalidRequest, match="hold_s must be above 0 and at most 600"):
+        await front.answer(ask_to_hold("r", "abc", hold_s))
+    with pytest.raises(InvalidRequest, match="it needs 0 new tokens") as caught:
+        await front.answer(msgspec.structs.replace(ask("r", "abc"), hold_s=5.0))
+    assert caught.value.param == "hold_s"
 
 
 async def test_a_thousand_random_aborts_leave_nothing(open_front):

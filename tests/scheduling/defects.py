@@ -80,6 +80,30 @@ class KeepsTreeAfterFailure(Scheduler):
             self._cache.close(request.lease, request.tokens[: request.committed])
 
 
+class WaitsForHolds(Scheduler):
+    """Gives up no hold before its time, whoever needs the pages."""
+
+    def plan_step(self) -> StepPlan | None:
+        self._holds.give_up_one = lambda needed: False  # type: ignore[method-assign]
+        return super().plan_step()
+
+
+class HoldsForNobody(Scheduler):
+    """Holds a prompt although its hold was let go of before it was computed."""
+
+    def let_go(self, request_id: str) -> None:
+        self._holds.let_go(request_id)
+
+
+class KeepsHoldsAfterFailure(Scheduler):
+    """Goes on with holds of pages that were lost."""
+
+    def restart(self) -> None:
+        holds = dict(self._holds._holds)
+        super().restart()
+        self._holds._holds.update(holds)
+
+
 DEFECTS = [
     FreesWhileInFlight,
     SharesBeforeRetire,
@@ -87,4 +111,7 @@ DEFECTS = [
     ForgetsSlotOfAborted,
     AppliesTwiceToEnded,
     KeepsTreeAfterFailure,
+    WaitsForHolds,
+    HoldsForNobody,
+    KeepsHoldsAfterFailure,
 ]

@@ -1,4 +1,4 @@
-"""Every sequence of admit, step, abort, preempt, flush and failure, against answers known
+"""Every sequence of admit, hold, step, abort, preempt, flush and failure, against answers known
 beforehand."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from jaxsgl.cache.eviction import POLICIES
 from jaxsgl.cache.manager import KVCacheManager
 from jaxsgl.interface import Finish, SamplingParams
+from jaxsgl.scheduling.holds import HOLD_SHARE
 from jaxsgl.scheduling.policies import POLICY_NAMES
 from jaxsgl.scheduling.scheduler import Scheduler, Vocabulary
 from jaxsgl.scheduling.settings import SchedulingSettings
@@ -64,6 +65,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         tenant_quota,
     ):
         self.max_len = (num_pages - 1) * page_size
+        self.radix = radix
         self.limits = make_limits(
             num_pages=num_pages,
             page_size=page_size,
@@ -97,6 +99,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.finishes: dict[str, Finish] = {}
         self.released: set[str] = set()
         self.now_s = 0.0
+        self.wishes: dict[str, tuple[str, list[int], int]] = {}
+        """Namespace, prompt and time of what is to be held when it has been computed."""
+        self.held: dict[str, tuple[str, list[int], int, float | None]] = {}
+        """The same of what is held, and when it ends; None until the scheduler is told the time."""
+        self.num_given_up = 0
 
     @rule(
         prompt=st.lists(st.integers(1, 2), min_size=1, max_size=12),
@@ -124,6 +131,39 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_tokens = min(max_tokens, self.max_len - len(prompt))
         self.wanted[request_id] = expected_tokens(prompt, num_tokens, seed=seed)
 
+    @rule(
+        prompt=st.lists(st.integers(1, 2), min_size=1, max_size=16),
+        priority=st.integers(0, 2),
+        namespace=st.sampled_from(["", "other", "other/salt"]),
+        hold_s=st.integers(1, 12),
+    )
+    def hold(self, prompt, priority, namespace, hold_s):
+        """A prompt is to be computed and kept."""
+        prompt = prompt[: self.max_len - 1]
+        request_id = str(len(self.answers))
+        self.scheduler.add(
+            request_id,
+            prompt,
+            SamplingParams(max_tokens=0, seed=0),
+            namespace=namespace,
+            tenant=namespace.partition("/")[0],
+            priority=priority,
+            hold_s=hold_s,
+        )
+        self.answers[request_id] = self.wanted[request_id] = []
+        self.wishes[request_id] = namespace, prompt, hold_s
+
+    @precondition(lambda self: self.wishes or self.held)
+    @rule(data=st.data())
+    def let_go(self, data):
+        request_id = data.draw(st.sampled_from(sorted(self.wishes.keys() | self.held.keys())))
+        self.scheduler.let_go(request_id)
+        self.unhold(request_id)
+
+    def unhold(self, request_id: str) -> None:
+        self.wishes.pop(request_id, None)
+        self.held.pop(request_id, None)
+
     def plan(self) -> StepPlan | None:
         plan = self.scheduler.plan_step()
         if plan is not None:
@@ -145,11 +185,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.answers)
     @rule(data=st.data())
     def abort(self, data):
-        self.scheduler.abort(data.draw(st.sampled_from(sorted(self.answers))), "gone")
+        request_id = data.draw(st.sampled_from(sorted(self.answers)))
+        self.scheduler.abort(request_id, "gone")
+        self.unhold(request_id)
 
     @rule()
     def flush(self):
         self.scheduler.flush_cache()
+        self.held.clear()
 
     @precondition(lambda self: self.in_flight)
     @rule()
@@ -157,11 +200,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.in_flight.clear()
         self.runner.reset()
         self.scheduler.restart()
+        self.held.clear()
 
     @rule(seconds=st.integers(1, 5))
     def tick(self, seconds):
         self.now_s += seconds
         self.scheduler.expire(self.now_s)
+        for request_id, (namespace, prompt, hold_s, due_s) in list(self.held.items()):
+            if due_s is None:
+                self.held[request_id] = namespace, prompt, hold_s, self.now_s + hold_s
+            elif due_s <= self.now_s:
+                del self.held[request_id]
 
     @invariant()
     def books_add_up(self):
@@ -169,6 +218,19 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.scheduler.check()
         self.collect()
+        self.holds_hold()
+
+    def holds_hold(self) -> None:
+        """What is held is cached, and ended before its time only for want of pages."""
+        stats = self.scheduler.stats()
+        held = {request_id: self.held[request_id] for request_id in self.scheduler.holds}
+        assert stats.holds == len(held)
+        assert len(self.held) - len(held) == stats.holds_given_up - self.num_given_up
+        self.held, self.num_given_up = held, stats.holds_given_up
+        for namespace, prompt, _, _ in held.values():
+            pages_len = len(prompt) // self.limits.page_size * self.limits.page_size
+            cached_len = self.cache.match_len(namespace, prompt)
+            assert cached_len == min(pages_len, len(prompt) - 1)
 
     def collect(self) -> None:
         outputs = self.scheduler.take_outputs()
@@ -184,6 +246,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request_id in outputs.released:
             assert request_id not in self.released, "released twice"
             self.released.add(request_id)
+            wish = self.wishes.pop(request_id, None)
+            if wish is not None and self.finishes[request_id].kind == "length":
+                num_pages = len(wish[1]) // self.limits.page_size
+                most = int(HOLD_SHARE * (self.limits.num_pages - 1))
+                if self.radix and 0 < num_pages <= most:
+                    self.held[request_id] = *wish, None
 
     def teardown(self):
         if not hasattr(self, "scheduler"):
@@ -197,7 +265,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.idle, "stuck"
         assert set(self.finishes) == set(self.answers) == self.released
         stats = self.scheduler.stats()
-        assert stats.locks == 0 and stats.slots_free == stats.slots_total
+        assert stats.locks == stats.holds and stats.slots_free == stats.slots_total
+        self.tick(1)
+        self.tick(12)
+        stats = self.scheduler.stats()
+        assert stats.locks == stats.holds == 0 and self.scheduler.next_deadline_s is None
         assert stats.pages_free + stats.pages_cached == stats.pages_total
         self.scheduler.flush_cache()
         assert self.scheduler.stats().pages_free == stats.pages_total

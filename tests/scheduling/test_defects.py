@@ -17,9 +17,12 @@ from tests.scheduling.defects import (
     AppliesTwiceToEnded,
     ForgetsSlotOfAborted,
     FreesWhileInFlight,
+    HoldsForNobody,
+    KeepsHoldsAfterFailure,
     KeepsTreeAfterFailure,
     LosesDrawOfRetracted,
     SharesBeforeRetire,
+    WaitsForHolds,
 )
 from tests.scheduling.scheduler_machine import SchedulerMachine
 from tests.scheduling.test_scheduler import Bench, prompts
@@ -92,6 +95,33 @@ def ask_again_after_a_failure(scheduler_class: type[Scheduler]) -> None:
     assert answers["a"].token_ids == expected_tokens(prompt, 20, ignore_eos=True)
 
 
+def ask_for_the_pages_of_a_hold(scheduler_class: type[Scheduler]) -> None:
+    bench = Bench(make_limits(num_pages=17), scheduler_class=scheduler_class)
+    kept, large = prompts(2, 44)
+    bench.add("kept", kept[:28], max_tokens=0, hold_s=60)
+    bench.run()
+    bench.add("large", large, max_tokens=4, ignore_eos=True)
+    assert bench.run()["large"].token_ids == expected_tokens(large, 4, ignore_eos=True)
+
+
+def let_go_of_what_is_not_computed_yet(scheduler_class: type[Scheduler]) -> None:
+    bench = Bench(scheduler_class=scheduler_class)
+    bench.add("kept", prompts(1, 20)[0], max_tokens=0, hold_s=60)
+    bench.scheduler.let_go("kept")
+    bench.run()
+    assert bench.scheduler.stats().holds == 0
+
+
+def fail_while_something_is_held(scheduler_class: type[Scheduler]) -> None:
+    bench = Bench(scheduler_class=scheduler_class)
+    bench.add("kept", prompts(1, 20)[0], max_tokens=0, hold_s=60)
+    bench.run()
+    bench.runner.reset()
+    bench.scheduler.restart()
+    bench.scheduler.check()
+    bench.run()
+
+
 REPLAYS: Mapping[type[Scheduler], Callable[[type[Scheduler]], None]] = MappingProxyType(
     {
         FreesWhileInFlight: abort_while_a_step_is_on_its_way,
@@ -100,6 +130,9 @@ REPLAYS: Mapping[type[Scheduler], Callable[[type[Scheduler]], None]] = MappingPr
         ForgetsSlotOfAborted: abort_while_nothing_is_on_its_way,
         AppliesTwiceToEnded: listen_after_an_abort,
         KeepsTreeAfterFailure: ask_again_after_a_failure,
+        WaitsForHolds: ask_for_the_pages_of_a_hold,
+        HoldsForNobody: let_go_of_what_is_not_computed_yet,
+        KeepsHoldsAfterFailure: fail_while_something_is_held,
     }
 )
 

@@ -63,9 +63,11 @@ class Bench:
         self.answers: dict[str, Answer] = {}
         self.released: list[str] = []
 
-    def add(self, request_id: str, prompt: list[int], **sampling) -> None:
+    def add(
+        self, request_id: str, prompt: list[int], *, hold_s: float | None = None, **sampling
+    ) -> None:
         params = {"temperature": 0.0, "seed": 0, **sampling}
-        self.scheduler.add(request_id, prompt, SamplingParams(**params))
+        self.scheduler.add(request_id, prompt, SamplingParams(**params), hold_s=hold_s)
         self.answers[request_id] = Answer()
 
     def step(self) -> bool:
@@ -101,8 +103,9 @@ class Bench:
     def assert_idle(self) -> None:
         stats = self.scheduler.stats()
         assert self.scheduler.idle
-        assert stats.locks == 0 and stats.slots_free == stats.slots_total
-        assert stats.pages_free + stats.pages_cached == stats.pages_total
+        assert stats.locks == stats.holds and stats.slots_free == stats.slots_total
+        if not stats.holds:
+            assert stats.pages_free + stats.pages_cached == stats.pages_total
         assert sorted(self.released) == sorted(self.answers)
 
 

@@ -68,10 +68,21 @@ class Trace:
         """Prompt tokens whose log-probability somebody has yet to be told; None for no such one."""
         self.ended: set[str] = set()
         self.released: set[str] = set()
+        self.let_go_of: set[str] = set()
 
     def run(self, *, check_always: bool) -> None:
-        events = [self.admit, self.plan, self.apply, self.abort, self.flush, self.fail, self.tick]
-        weights = [5, 8, 8, 1, 0.3, 0.4, 0.5]
+        events = [
+            self.admit,
+            self.hold,
+            self.plan,
+            self.apply,
+            self.abort,
+            self.let_go,
+            self.flush,
+            self.fail,
+            self.tick,
+        ]
+        weights = [5, 1, 8, 8, 1, 0.5, 0.3, 0.4, 0.5]
         for event in self.random.choices(events, weights, k=NUM_EVENTS):
             event()
             self.collect()
@@ -112,6 +123,27 @@ class Trace:
         num_tokens = min(sampling.max_tokens or 0, self.max_len - length)
         self.told[request_id] = []
         self.wanted[request_id] = expected_tokens(prompt, num_tokens, seed=sampling.seed or 0)
+
+    def hold(self) -> None:
+        rng = self.random
+        prompt = [rng.randint(1, 2) for _ in range(min(rng.randint(1, 16), self.max_len - 1))]
+        request_id, namespace = str(len(self.told)), rng.choice(["", "other"])
+        self.scheduler.add(
+            request_id,
+            prompt,
+            SamplingParams(max_tokens=0, seed=0),
+            namespace=namespace,
+            tenant=namespace,
+            priority=rng.randint(0, 2),
+            hold_s=rng.randint(1, 20),
+        )
+        self.told[request_id] = self.wanted[request_id] = []
+
+    def let_go(self) -> None:
+        if self.told:
+            request_id = self.random.choice(sorted(self.told))
+            self.let_go_of.add(request_id)
+            self.scheduler.let_go(request_id)
 
     def plan(self) -> bool:
         if len(self.in_flight) == 3:
@@ -163,6 +195,7 @@ class Trace:
         for request_id in outputs.released:
             assert request_id not in self.released, "released twice"
             self.released.add(request_id)
+        assert self.let_go_of.isdisjoint(self.scheduler.holds), "held for nobody"
 
     def assert_done(self) -> None:
         self.scheduler.check()

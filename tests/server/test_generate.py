@@ -46,6 +46,23 @@ async def test_no_new_tokens_commit_the_prompt(served: Served) -> None:
     status, reply = await served.post(GENERATE, body)
     assert (status, reply["text"], reply["output_ids"]) == (200, "", [])
     assert reply["meta_info"]["finish_reason"] == {"type": "length", "length": 0}
+    assert served.engine.requests[-1].hold_s is None
+    assert (await served.post(GENERATE, {**body, "hold_s": 30}))[0] == 200
+    assert served.engine.requests[-1].hold_s == 30
+
+
+@pytest.mark.parametrize("hold_s", [0, -1, 601, "long"])
+async def test_a_time_to_hold_that_makes_no_sense(served: Served, hold_s: object) -> None:
+    body = {"text": "abc", "sampling_params": {"max_new_tokens": 0}, "hold_s": hold_s}
+    status, reply = await served.post(GENERATE, body)
+    assert (status, reply["error"]["param"]) == (400, "hold_s")
+
+
+async def test_an_answer_is_not_held(served: Served) -> None:
+    status, reply = await served.post(GENERATE, {"text": "abc", "hold_s": 5})
+    assert (status, reply["error"]["param"]) == (400, "hold_s")
+    assert "needs 0 new tokens" in reply["error"]["message"]
+    assert not served.engine.requests
 
 
 async def test_every_sampling_field(served: Served) -> None:

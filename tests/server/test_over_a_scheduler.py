@@ -152,6 +152,20 @@ async def test_ids_do_not_cross_keys() -> None:
     assert await ended_by(without_admin, "one", {"rid": "x"}) == (200, neither)
 
 
+async def test_a_prompt_is_held_until_its_name_is_aborted(served: Served) -> None:
+    body = {"input_ids": PROMPT, "rid": "kept", "sampling_params": {"max_new_tokens": 0}}
+    status, *_ = await served.post("/generate", {**body, "hold_s": 60})
+    assert (status, served.scheduler.holds) == (200, ["kept"])
+    for n in range(20):  # others, who want every page
+        await served.complete([2 + n] * 40)
+    assert await served.cached_tokens(PROMPT) == 16
+    await served.post("/abort_request", {"rid": "kept"})
+    await until(lambda: not served.scheduler.holds)
+    for n in range(20):
+        await served.complete([22 + n] * 40)
+    assert await served.cached_tokens(PROMPT) == 0
+
+
 async def test_beyond_the_queue_clients_are_told_to_come_back(held) -> None:
     runner, served = held
     num_admitted = NUM_SLOTS + 3
