@@ -57,9 +57,10 @@ class Client(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def send(self, request: bytes) -> None:
+    def send(self, request: bytes, begin_s: float) -> None:
+        """What its answer takes is counted from `begin_s`."""
         assert self._transport is not None
-        self._sent_s = time.perf_counter()
+        self._sent_s = begin_s
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -89,22 +90,54 @@ class Client(asyncio.Protocol):
 
 
 async def probe(port: int) -> None:
-    """Ask for /health again and again until standard input ends, then print the worst, in ms. In a
-    process of its own, so that what the clients do does not hold it up."""
+    """Ask for /health again and again until standard input ends, on new connections and on one that
+    is kept, then print how long that took, in ms. In a process of its own, so that what the clients
+    do does not hold it up."""
     ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
-    worst_ms, num_asked = 0.0, 0
-    while not ending.done():
-        begin_s = time.perf_counter()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)  # as load balancers do
-        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-        head = await reader.readuntil(b"}")
-        worst_ms = max(worst_ms, (time.perf_counter() - begin_s) * 1e3)
-        num_asked += 1
+    fresh_ms: list[float] = []
+    kept_ms: list[float] = []
+    lag_ms: list[float] = []
+
+    async def ask_on_new_ones() -> None:
+        while not ending.done():
+            begin_s = time.perf_counter()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            await _ask(reader, writer)
+            fresh_ms.append((time.perf_counter() - begin_s) * 1e3)
+            writer.close()
+            await asyncio.sleep(HEALTH_PERIOD_S)
+
+    async def ask_on_one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while not ending.done():
+            begin_s = time.perf_counter()
+            await _ask(reader, writer)
+            answered_s = time.perf_counter()
+            kept_ms.append((answered_s - begin_s) * 1e3)
+            await asyncio.sleep(HEALTH_PERIOD_S)
+            lag_ms.append((time.perf_counter() - answered_s - HEALTH_PERIOD_S) * 1e3)
         writer.close()
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise AssertionError(f"/health said {head!r}")
-        await asyncio.sleep(HEALTH_PERIOD_S)
-    print(json.dumps({"health_ms_max": worst_ms, "num_health": num_asked}))
+
+    await asyncio.gather(ask_on_new_ones(), ask_on_one())
+    print(
+        json.dumps(
+            {
+                "health_ms_max": max(fresh_ms),
+                "health_ms_p50": statistics.median(fresh_ms),
+                "health_kept_ms_max": max(kept_ms),
+                "health_kept_ms_p50": statistics.median(kept_ms),
+                "num_health": len(fresh_ms) + len(kept_ms),
+                "prober_lag_ms_max": max(lag_ms),
+            }
+        )
+    )
+
+
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    head = await reader.readuntil(b"}")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise AssertionError(f"/health said {head!r}")
 
 
 @contextlib.asynccontextmanager
@@ -127,27 +160,38 @@ async def watched(front: Front) -> AsyncIterator[dict[str, float]]:
     watching = asyncio.create_task(watch())
     try:
         await asyncio.sleep(PROBER_START_S)
+        before = process.cpu_times()
         yield worst
+        after = process.cpu_times()
+        worst["front_cpu_s"] = after.user + after.system - before.user - before.system
     finally:
         watching.cancel()
         said, _ = await prober.communicate()
     worst |= json.loads(said)
 
 
-async def storm(port: int, num_requests: int, num_tokens: int) -> Seen:
-    """Open all connections, then send all requests, and wait for all answers."""
+async def storm(
+    port: int, num_requests: int, num_tokens: int, *, connect_first: bool = True
+) -> Seen:
+    """Send all requests at once and wait for all answers: on connections that are open before the
+    first is sent, or else all connect at once too, and each sends as soon as it can."""
     seen = Seen()
     loop = asyncio.get_running_loop()
-    gate = asyncio.Semaphore(OPENING_AT_ONCE)
+    gate = asyncio.Semaphore(OPENING_AT_ONCE if connect_first else num_requests)
+    request = http_request(port, num_tokens)
+    begin_s = time.perf_counter()
 
     async def open_one() -> Client:
         async with gate:
-            return (await loop.create_connection(lambda: Client(seen), "127.0.0.1", port))[1]
+            client = (await loop.create_connection(lambda: Client(seen), "127.0.0.1", port))[1]
+            if not connect_first:
+                client.send(request, begin_s)
+            return client
 
     clients = await asyncio.gather(*(open_one() for _ in range(num_requests)))
-    request = http_request(port, num_tokens)
-    for client in clients:
-        client.send(request)
+    if connect_first:
+        for client in clients:
+            client.send(request, time.perf_counter())
     await asyncio.wait([client.done for client in clients], timeout=120)
     seen.unfinished += sum(not client.done.done() for client in clients)
     for client in clients:
@@ -170,7 +214,13 @@ def _p99(values: list[float]) -> float:
 
 
 async def run(
-    num_requests: int, queue: int, slots: int, num_tokens: int, step_ms: float
+    num_requests: int,
+    queue: int,
+    slots: int,
+    num_tokens: int,
+    step_ms: float,
+    *,
+    connect_first: bool = True,
 ) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -179,7 +229,9 @@ async def run(
             rss_mib = psutil.Process(front.process_id).memory_info().rss / 2**20
             log.write_text("")
             async with watched(front) as worst:
-                seen = await storm(front.port, num_requests, num_tokens)
+                seen = await storm(
+                    front.port, num_requests, num_tokens, connect_first=connect_first
+                )
         times = server_times(log)
     return {
         "statuses": dict(seen.statuses),
@@ -200,6 +252,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--slots", type=int, default=128, help="requests that run at once")
     parser.add_argument("--tokens", type=int, default=80, help="of each answer")
     parser.add_argument("--step-ms", type=float, default=10, help="the replica's clock")
+    parser.add_argument(
+        "--connect-at-once",
+        action="store_true",
+        help="the clients connect at once too, instead of one after the other beforehand",
+    )
     parser.add_argument("--output", help="file for the result, as JSON")
     parser.add_argument("--probe", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -208,7 +265,16 @@ def main(argv: list[str] | None = None) -> None:
         return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    summary = asyncio.run(run(args.requests, args.queue, args.slots, args.tokens, args.step_ms))
+    summary = asyncio.run(
+        run(
+            args.requests,
+            args.queue,
+            args.slots,
+            args.tokens,
+            args.step_ms,
+            connect_first=not args.connect_at_once,
+        )
+    )
     show(summary)
     write_result(args.output, "overload", vars(args), summary)
 

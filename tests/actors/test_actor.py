@@ -259,7 +259,7 @@ async def test_an_ask_cancelled_at_any_await_leaves_the_actor_as_it_was():
     actor = await started()
 
     async def usable(was_cancelled: bool):
-        assert await asyncio.wait_for(actor.ask("again"), 1) == "again"
+        assert await asyncio.wait_for(actor.ask("again"), 20) == "again"
         assert not actor._replies
         assert len(actor.mailbox) == 0
 

@@ -47,10 +47,10 @@ def test_an_overdue_step_ends_the_process_and_shows_its_threads():
         "watchdog = StepWatchdog(0.05)\n"
         "watchdog.start()\n"
         "watchdog.step_begun()\n"
-        "time.sleep(60)\n"
+        "time.sleep(200)\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == EXIT_CODE
     assert "no step has finished" in ended.stderr and "<string>" in ended.stderr

@@ -59,8 +59,8 @@ class GatedTokenizer(ByteTokenizer):
         self.two_at_work = threading.Barrier(2)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        self.two_at_work.wait(10)
-        self.gate.wait(10)
+        self.two_at_work.wait(60)
+        self.gate.wait(60)
         return super().encode(text)
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from jaxsgl.config import ConfigError, ServerConfig
+from server.connection import Connection
 from server.site import tls_context
+from tests.actors.waiting import until
 from tests.server.conftest import Served, serve
 from tests.server.test_raw_http import BODY, post
 
@@ -31,24 +33,33 @@ async def test_a_head_that_never_becomes_whole(
     monkeypatch.setattr("server.connection.HEAD_TIMEOUT_S", 0.05)
     reader, writer = await served.connect()
     writer.write(begun)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 408 ") and b'"type":"invalid_request_error"' in answer
     writer.close()
     assert (await served.get("/health"))[0] == 200
 
 
-async def test_a_head_in_pieces_and_one_after_another(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("server.connection.HEAD_TIMEOUT_S", 0.3)
+async def test_each_head_has_a_time_limit_of_its_own(served: Served) -> None:
     reader, writer = await served.connect()
-    for _ in range(3):  # in all longer than the limit, which is that of one head
+    writer.write(GOOD)
+    await reader.readuntil(b'"x-sglang-gpu-count":1}')
+    manager = served.runner.server
+    assert manager is not None
+    (connection,) = manager.connections
+    assert isinstance(connection, Connection)
+    limits: list[asyncio.TimerHandle] = []
+    for _ in range(3):
+        assert connection._head_timer is None
         writer.write(GOOD[:10])
-        await asyncio.sleep(0.15)
+        await until(lambda: connection._head_timer)
+        assert connection._head_timer is not None
+        limits.append(connection._head_timer)
         writer.write(GOOD[10:])
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
         await reader.readuntil(b'"x-sglang-gpu-count":1}')
+    assert all(limit.cancelled() for limit in limits)
+    first, _, last = limits
+    assert first.when() < last.when()
     writer.close()
 
 
@@ -69,7 +80,7 @@ async def test_who_shuts_its_sending_side_still_gets_the_answer(
         await asyncio.sleep(0.2)  # several probes
         assert served.engine.open
         served.engine.release.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         answer = await reader.read()  # to the end: the server closes once it has answered
     if held:
         assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200")
@@ -81,7 +92,7 @@ async def test_pipelined_requests_before_the_end(served: Served) -> None:
     reader, writer = await served.connect()
     writer.write(GOOD * 3)
     writer.write_eof()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert (await reader.read()).count(b"HTTP/1.1 200") == 3
     writer.close()
 
@@ -102,7 +113,7 @@ async def test_who_closes_is_aborted_though_it_looks_alike(
     writer.close()
     if body is STREAM and hold_after and not reset:
         served.engine.release.set()  # the next event finds nobody
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await served.engine.idle()
 
 
@@ -112,7 +123,7 @@ async def test_http_1_0_has_no_interim_responses(served: Served) -> None:
     writer.write(GOOD.replace(b"HTTP/1.1", b"HTTP/1.0"))
     await served.engine.held.wait()
     writer.write_eof()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await reader.read() == b""
         await served.engine.idle()
     writer.close()
@@ -121,7 +132,7 @@ async def test_http_1_0_has_no_interim_responses(served: Served) -> None:
 async def test_an_end_without_a_request(served: Served) -> None:
     reader, writer = await served.connect()
     writer.write_eof()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await reader.read() == b""
     writer.close()
 
@@ -144,7 +155,7 @@ async def test_connections_beyond_the_limit_are_told_so() -> None:
         for _, other in kept:
             other.close()
         writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (await served.get("/health"))[0] != 200:  # noqa: ASYNC110 - ends on their way
                 await asyncio.sleep(0.01)
         assert len(served.engine.requests) == 2
@@ -180,7 +191,7 @@ async def test_a_client_that_leaves_over_tls() -> None:
         writer.write(GOOD)
         await served.engine.held.wait()
         writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await served.engine.idle()
             await writer.wait_closed()
 

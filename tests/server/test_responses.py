@@ -32,6 +32,15 @@ def client(served: Served) -> AsyncOpenAI:
     )
 
 
+async def ended(served: Served, response_id: str) -> str:
+    """The status of a response once it is not in progress any more."""
+    async with asyncio.timeout(20):
+        while True:
+            status = (await served.get(f"{PATH}/{response_id}"))[1]["status"]
+            if status != "in_progress":
+                return status
+
+
 async def test_create_and_get(served: Served) -> None:
     async with client(served) as openai:
         made = await openai.responses.create(
@@ -154,7 +163,7 @@ async def test_in_the_background(served: Served) -> None:
         assert (half.status, half.output) == ("in_progress", [])
         served.engine.release.set()
         await served.engine.idle()
-        await asyncio.sleep(0.01)
+        await ended(served, made.id)
         whole = await openai.responses.retrieve(made.id)
         assert (whole.status, whole.output_text) == ("completed", "abc")
         assert await openai.responses.cancel(made.id) == whole
@@ -190,8 +199,7 @@ async def test_failures(served: Served) -> None:
     served.engine.break_after = (2, EngineError("broken"))
     made = (await served.post(PATH, {"input": "abcdef", "background": True}))[1]
     await served.engine.idle()
-    await asyncio.sleep(0.01)
-    assert (await served.get(f"{PATH}/{made['id']}"))[1]["status"] == "failed"
+    assert await ended(served, made["id"]) == "failed"
     async with served.session.post(
         served.url + PATH, json={"input": "abcdef", "stream": True}
     ) as response:
