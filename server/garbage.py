@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 PERIOD_S = 5.0
 MIN_YOUNG_PASSES = 10
@@ -26,7 +26,7 @@ _NEVER = 1 << 30
 
 
 @contextlib.contextmanager
-def no_long_passes() -> Iterator[None]:
+def no_long_passes() -> Generator[None]:
     """Meanwhile only young objects are gone through, and those that are there now never."""
     thresholds = gc.get_threshold()
     gc.collect()
