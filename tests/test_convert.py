@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jaxsgl.config import ConfigError
@@ -21,6 +22,20 @@ from tests.models.tiny import RandomModel, tiny_config
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "jaxsgl.convert")
+STOPS_HALF_WAY = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from jaxsgl.convert import main
+
+def stop_when_weights_are_written() -> None:
+    out = Path(sys.argv[2])
+    while not list(out.parent.glob(f".{out.name}.*.partial/weights*")):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+threading.Thread(target=stop_when_weights_are_written, daemon=True).start()
+sys.exit(main())
+"""
 
 
 @pytest.fixture
@@ -29,7 +44,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *args], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([*COMMAND, *args], cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
 def neighbours(path: Path) -> set[str]:
@@ -137,28 +152,30 @@ def test_what_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def exit_code_when_killed(source: Path, out: Path, number: signal.Signals) -> int:
-    """Of a conversion that gets a signal as soon as it begins to write weights."""
+    """Of a conversion that gets a signal when it has just begun to write weights."""
     # Shells start what runs in the background with SIGINT ignored, and children inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     child = subprocess.Popen(
-        [*COMMAND, source, out, "--load-format", "dummy"],
+        [sys.executable, "-c", STOPS_HALF_WAY, source, out, "--load-format", "dummy"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     signal.signal(signal.SIGINT, before)
     try:
-        while child.poll() is None and not list(out.parent.glob(".out.*.partial/weights*")):
-            time.sleep(0.001)
+        process = psutil.Process(child.pid)
+        while child.poll() is None and process.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
         child.send_signal(number)
-        return child.wait(60)
+        child.send_signal(signal.SIGCONT)
+        return child.wait(120)
     finally:
         child.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_killed_half_way_there_is_no_folder(tmp_path: Path, number: signal.Signals) -> None:
-    """As soon as the weights, a third of a gigabyte, begin to be written."""
+    """While the weights, a third of a gigabyte, are being written."""
     config = tiny_model().raw_config | {"vocab_size": 300_000, "hidden_size": 256}
     source = tmp_path / "Tiny-1M"
     source.mkdir()

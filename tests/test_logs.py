@@ -5,24 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from jaxsgl.logs import LogSettings, log_fields, set_up_logging
 
+pytestmark = pytest.mark.usefixtures("logging_restored")
 log = logging.getLogger("jaxsgl.test")
-
-
-@pytest.fixture(autouse=True)
-def logging_restored() -> Iterator[None]:
-    root, of_jax = logging.getLogger(), logging.getLogger("jax")
-    before = root.level, root.handlers[:], of_jax.level
-    root.handlers.clear()  # `set_up_logging` closes those it finds
-    yield
-    root.setLevel(before[0])
-    root.handlers[:] = before[1]
-    of_jax.setLevel(before[2])
 
 
 def written(settings: LogSettings) -> str:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
     """Let the event loop go on until `condition()` holds. TimeoutError if it does not."""
     async with asyncio.timeout(timeout_s):
         for _ in range(100):  # mostly it takes a few turns

@@ -26,7 +26,7 @@ class HttpClient:
         # One connection per request, as many as there are: what goes away is one request.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=120),
+            timeout=aiohttp.ClientTimeout(total=240),
         )
 
     async def __aenter__(self) -> Self:
@@ -81,22 +81,49 @@ class HttpClient:
                 num_read += line.startswith(b"data: ")
             return num_read
 
-    async def stream_text(self, path: str, body: dict[str, Any]) -> str:
+    async def stream_text(
+        self, path: str, body: dict[str, Any], begun: asyncio.Event | None = None
+    ) -> str:
         """The text of a streamed chat answer, which must come to its end."""
-        async with self._session.post(self._url + path, json={**body, "stream": True}) as response:
-            assert response.status == 200, await response.text()
-            *events, last = (await response.text()).strip().split("\n\n")
-        assert last == "data: [DONE]", last
-        deltas = [json.loads(e.removeprefix("data: "))["choices"][0]["delta"] for e in events]
-        return "".join(delta.get("content") or "" for delta in deltas)
+        text, _ = await self.stream_answer(path, body, begun)
+        return text
 
-    async def last_event(self, path: str, body: dict[str, Any]) -> Any:
+    async def stream_answer(
+        self, path: str, body: dict[str, Any], begun: asyncio.Event | None = None
+    ) -> tuple[str, int]:
+        """Text and tokens of a streamed chat answer, which must come to its end."""
+        body = {**body, "stream_options": {"include_usage": True}}
+        *events, usage, last = await self._events(path, body, begun)
+        assert last == "[DONE]", last
+        deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+        text = "".join(delta.get("content") or "" for delta in deltas)
+        return text, json.loads(usage)["usage"]["completion_tokens"]
+
+    async def last_event(
+        self, path: str, body: dict[str, Any], begun: asyncio.Event | None = None
+    ) -> Any:
         """The last event of a streamed answer, decoded. There must be one before it."""
+        *before, last = await self._events(path, body, begun)
+        assert before
+        return json.loads(last)
+
+    async def _events(
+        self, path: str, body: dict[str, Any], begun: asyncio.Event | None
+    ) -> list[str]:
+        """The data of all events. `begun` is set when the first has come."""
+        text = b""
         async with self._session.post(self._url + path, json={**body, "stream": True}) as response:
             assert response.status == 200, await response.text()
-            *before, last = (await response.text()).strip().split("\n\n")
-        assert before
-        return json.loads(last.removeprefix("data: "))
+            async for chunk in response.content.iter_any():
+                text += chunk
+                if begun is not None and b"\n\n" in text:
+                    begun.set()
+        return [event.removeprefix("data: ") for event in text.decode().strip().split("\n\n")]
+
+    async def num_in_flight(self) -> int:
+        """Requests that are at a replica now."""
+        _, body = await self.get("/admin/replicas")
+        return sum(replica["num_in_flight"] for replica in body["replicas"])
 
     async def capital(self) -> str:
         """The answer about the capital of France."""

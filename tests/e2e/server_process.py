@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "jaxsgl.serve")
-END_TIMEOUT_S = 20.0
+END_TIMEOUT_S = 60.0
 """What a server gets to exit once nothing keeps it. Far more than it needs."""
 
 
@@ -64,7 +65,8 @@ class ServerProcess:
     def close(self) -> None:
         left = [self.process, *self.process.children()] if self._popen.poll() is None else []
         for process in left:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it goes with its parent
+                process.kill()
         self._popen.wait()
         if self._popen.stdout is not None:
             self._popen.stdout.close()

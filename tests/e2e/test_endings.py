@@ -53,8 +53,19 @@ async def ask(client: HttpClient, num_tokens: int) -> tuple[int, Any]:
     return await client.post(CHAT, long_chat(num_tokens))
 
 
-async def is_running(client: HttpClient, num_requests: int) -> None:
-    await client.metrics_when(lambda m: m["jaxsgl_num_running_reqs"] == num_requests)
+async def are_inside(client: HttpClient, *asking: asyncio.Task[Any]) -> None:
+    """Returns when each of these is at the replica, or answered."""
+    async with asyncio.timeout(60):
+        while await client.num_in_flight() < sum(not task.done() for task in asking):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def successor_of(server: ServerProcess, old: psutil.Process) -> psutil.Process:
+    """The process of a replica that is being started again."""
+    async with asyncio.timeout(60):
+        while not (others := set(server.process.children()) - {old}):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return others.pop()
 
 
 async def test_a_killed_replica_is_replaced_and_sigterm_lets_requests_finish(start: Start):
@@ -62,19 +73,23 @@ async def test_a_killed_replica_is_replaced_and_sigterm_lets_requests_finish(sta
     server.wait_until_ready()
     old = server.replica()
     async with HttpClient(server.url) as client:
+        begun = asyncio.Event()
         asking = asyncio.create_task(ask(client, 240))
-        streaming = asyncio.create_task(client.stream_text(CHAT, long_chat(240)))
-        await client.metrics_when(lambda m: m["jaxsgl_generation_tokens_total"] >= 8)
-        await is_running(client, 2)
+        streaming = asyncio.create_task(client.stream_text(CHAT, long_chat(240), begun))
+        await begun.wait()
+        await are_inside(client, asking, streaming)
         old.kill()
+        successor = await successor_of(server, old)
+        successor.suspend()  # until everything was seen that is so while it loads
         await client.ready_turns(503)
         assert (await ask(client, 1))[0] == 503
         await client.health_turns(503)
+        successor.resume()
         await client.ready_turns(200)
         status, reply = await asking
         assert (status, reply["usage"]["completion_tokens"]) == (200, 240)
         assert await streaming == reply["choices"][0]["message"]["content"]
-        assert server.replica() != old
+        assert server.replica() == successor != old
         assert server.log.count("building the replica") == 2
         assert "jax._src" not in server.log
         assert "killed by SIGKILL" in server.log and "restarting replica 0" in server.log
@@ -84,13 +99,19 @@ async def test_a_killed_replica_is_replaced_and_sigterm_lets_requests_finish(sta
         metrics = await client.metrics_when(is_idle)
         assert metrics["jaxsgl_replica_restarts_total"] == 1
 
-        finishing = [asyncio.create_task(ask(client, 60)) for _ in range(2)]
-        await is_running(client, 2)
+        begun = asyncio.Event()
+        asking = asyncio.create_task(ask(client, 60))
+        streaming = asyncio.create_task(client.stream_answer(CHAT, long_chat(60), begun))
+        await begun.wait()
+        await are_inside(client, asking, streaming)
+        successor.suspend()  # or the server might be gone before it was asked again
         server.signal(signal.SIGTERM)
         await client.ready_turns(503)
         assert (await ask(client, 1))[0] == 503
-        for status, reply in await asyncio.gather(*finishing):
-            assert (status, reply["usage"]["completion_tokens"]) == (200, 60)
+        successor.resume()
+        status, reply = await asking
+        assert (status, reply["usage"]["completion_tokens"]) == (200, 60)
+        assert await streaming == (reply["choices"][0]["message"]["content"], 60)
     assert await asyncio.to_thread(server.wait_for_exit) == 0
     assert "Traceback" not in server.log
 
@@ -100,7 +121,7 @@ async def test_without_leave_to_go_on_a_death_ends_the_server(start: Start):
     server.wait_until_ready()
     async with HttpClient(server.url) as client:
         asking = asyncio.create_task(ask(client, 900))
-        await is_running(client, 1)
+        await are_inside(client, asking)
         server.replica().kill()
         status, reply = await asking
         assert (status, reply["error"]["message"]) == (CUT_OFF, "no replica is ready")
@@ -114,7 +135,7 @@ async def test_a_second_signal_ends_at_once(start: Start):
     replica = server.replica()
     async with HttpClient(server.url) as client:
         asking = asyncio.create_task(ask(client, 1500))
-        await is_running(client, 1)
+        await are_inside(client, asking)
         server.signal(signal.SIGINT)
         await client.ready_turns(503)
         server.signal(signal.SIGTERM)
@@ -129,10 +150,11 @@ async def test_when_the_drain_time_is_over_requests_are_ended(start: Start):
     server = start("--drain-timeout-s", "0.2")
     server.wait_until_ready()
     async with HttpClient(server.url) as client:
+        begun = asyncio.Event()
         asking = asyncio.create_task(ask(client, 900))
-        streaming = asyncio.create_task(client.last_event(CHAT, long_chat(900)))
-        await client.metrics_when(lambda m: m["jaxsgl_generation_tokens_total"] >= 8)
-        await is_running(client, 2)
+        streaming = asyncio.create_task(client.last_event(CHAT, long_chat(900), begun))
+        await begun.wait()
+        await are_inside(client, asking, streaming)
         server.signal(signal.SIGTERM)
         status, reply = await asking
         assert status == CUT_OFF
@@ -148,13 +170,14 @@ async def test_a_killed_front_takes_its_replica_along(start: Start):
     replica, port = server.replica(), server.port
     async with HttpClient(server.url) as client:
         asking = asyncio.create_task(ask(client, 1500))
-        await is_running(client, 1)
+        await are_inside(client, asking)
         server.signal(signal.SIGKILL)
         await asyncio.wait({asking})
         assert isinstance(asking.exception(), aiohttp.ClientConnectionError)
-    gone, _ = await asyncio.to_thread(psutil.wait_procs, [replica], timeout=5)
+    gone, _ = await asyncio.to_thread(psutil.wait_procs, [replica], timeout=60)
     assert gone
-    socket.create_server(("127.0.0.1", port)).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 def test_a_signal_while_it_loads(start: Start):

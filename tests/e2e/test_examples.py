@@ -29,7 +29,7 @@ def test_every_example_is_run() -> None:
 def test_example(server: ServerProcess, name: str) -> None:
     program = "sh" if name.endswith(".sh") else sys.executable
     run = subprocess.run(
-        [program, str(FOLDER / name), server.url], capture_output=True, text=True, timeout=120
+        [program, str(FOLDER / name), server.url], capture_output=True, text=True, timeout=240
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert re.search(SAYS[name], run.stdout), run.stdout

@@ -13,7 +13,7 @@ from tests.loading.tiny_models import tiny_model, write_gguf
 
 def refusal(*args: str) -> tuple[int, str]:
     """Exit code and standard error of a server that must not start."""
-    ended = subprocess.run([*COMMAND, *args], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([*COMMAND, *args], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert ended.stdout == ""
     return ended.returncode, ended.stderr
 

@@ -18,7 +18,7 @@ from tests.e2e.server_process import ServerProcess
 from tests.grammar.toy import slow_grammar
 
 CHAT = "/v1/chat/completions"
-BOUND_S = 30.0
+BOUND_S = 60.0
 """What a refusal may take on a busy machine: the limit of 5 s, and a worker's start."""
 
 PERSON = {
@@ -202,9 +202,8 @@ BAD: dict[str, dict[str, Any]] = {
 
 async def test_bad_grammars_are_refused_while_others_are_served(client: HttpClient):
     """Each a 400 in bounded time, with OpenAI's body, while another answer streams on."""
-    streaming = asyncio.create_task(
-        client.read_events(CHAT, question("Tell a story.", max_tokens=250, ignore_eos=True), 10_000)
-    )
+    story = question("Tell a story.", max_tokens=250, ignore_eos=True)
+    streaming = asyncio.create_task(client.stream_answer(CHAT, story))
     for name, fields in BAD.items():
         begin_s = time.monotonic()
         status, reply = await client.post(CHAT, question("x", **fields))
@@ -213,7 +212,8 @@ async def test_bad_grammars_are_refused_while_others_are_served(client: HttpClie
         assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_grammar"), name
         assert error["message"] and "\n" not in error["message"], name
         assert time.monotonic() - begin_s < BOUND_S, name
-    assert await streaming > 200
+    text, num_tokens = await streaming
+    assert text and num_tokens == 250
 
 
 async def test_a_catastrophic_pattern_is_served(client: HttpClient):

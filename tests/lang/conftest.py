@@ -14,7 +14,7 @@ from tests.lang.fake_backend import FakeBackend
 def backend() -> Iterator[FakeBackend]:
     fake = FakeBackend()
     yield fake
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while (fake.num_running or fake.held) and time.monotonic() < until:
         time.sleep(0.01)
     assert not fake.num_running and not fake.held

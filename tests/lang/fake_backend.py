@@ -73,7 +73,7 @@ class FakeContext:
         backend.num_running += 1
         backend.max_running = max(backend.max_running, backend.num_running)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while backend.max_running < backend.wait_for_running:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
             await asyncio.sleep(0)

@@ -149,10 +149,8 @@ def test_a_time_limit(backend: FakeBackend, reads: bool) -> None:
         if reads:
             s["x"]
 
-    begin = time.monotonic()
     with pytest.raises(sgl.RunTimeout, match=r"more than its 0.1 s"):
-        program.run(backend=backend, timeout_s=0.1)
-    assert time.monotonic() - begin < 5
+        program.run(backend=backend, timeout_s=0.1)  # else it would hang
     assert issubclass(sgl.RunTimeout, TimeoutError)
 
 
@@ -162,14 +160,17 @@ def test_a_time_limit_that_is_not_reached_leaves_no_timer(backend: FakeBackend) 
 
 
 async def _other_tasks() -> int:
-    for _ in range(5):
+    """Those that do not end in a few turns of the loop."""
+    for _ in range(1000):
+        if len(asyncio.all_tasks()) == 2:  # this one, and the loop's own
+            break
         await asyncio.sleep(0)
-    return len(asyncio.all_tasks()) - 2  # this one, and the loop's own
+    return len(asyncio.all_tasks()) - 2
 
 
 def test_reading_with_a_time_limit_leaves_the_run_alone(backend: FakeBackend) -> None:
     gate = threading.Event()
-    backend.reply = lambda text: "ok" if gate.wait(10) else "late"
+    backend.reply = lambda text: "ok" if gate.wait(60) else "late"
     state = single.run(backend=backend, stream=True)
     with pytest.raises(TimeoutError):
         state.get("x", timeout_s=0.01)
@@ -192,7 +193,7 @@ def test_cancelling(backend: FakeBackend) -> None:
     reader.start()
     state.cancel()
     state.cancel()
-    reader.join(10)
+    reader.join(60)
     assert len(reading) == 1 and isinstance(state.error(), sgl.RunCancelled)
     with pytest.raises(sgl.RunCancelled):
         list(state.text_iter())
@@ -201,7 +202,7 @@ def test_cancelling(backend: FakeBackend) -> None:
 def test_a_run_that_is_dropped_ends(backend: FakeBackend) -> None:
     backend.reply = lambda text: HANG
     state = single.run(backend=backend, stream=True)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not backend.num_running and time.monotonic() < until:
         time.sleep(0.001)
     assert backend.num_running == 1
@@ -224,7 +225,7 @@ def test_an_interrupt_ends_the_run(backend: FakeBackend) -> None:
 def test_a_back_end_that_ends(backend: FakeBackend) -> None:
     backend.reply = lambda text: HANG
     state = single.run(backend=backend, stream=True)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not backend.num_running and time.monotonic() < until:
         time.sleep(0.001)
     backend.loop.close()

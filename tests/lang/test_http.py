@@ -13,6 +13,7 @@ from aiohttp import web
 import jaxsgl as sgl
 from jaxsgl.interface import DeadlineExceeded, EngineError, InvalidRequest, QueueFull, Unavailable
 from jaxsgl.offline.background import BackgroundLoop
+from tests.actors.waiting import until
 
 
 class FakeServer:
@@ -21,7 +22,10 @@ class FakeServer:
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
-        self.gone = asyncio.Event()
+        self.num_hung = 0
+        """Requests that will have no end, so far."""
+        self.num_hanging = 0
+        """Those whose client is still there."""
         self._loop = BackgroundLoop("http")
         self._runner, self.url = self._loop.run(self._serve())
 
@@ -40,6 +44,8 @@ class FakeServer:
         self.paths.append(request.path)
         is_chat = "messages" in body
         said = body["messages"][-1]["content"] if is_chat else body["prompt"]
+        if said == "hang":
+            return await self._hang(request)
         if said.isdigit():
             error = {"message": "refused", "param": "p", "code": "c"}
             return web.json_response({"error": error}, status=int(said))
@@ -50,11 +56,6 @@ class FakeServer:
             await self._send(response, {"choices": [{**part, "finish_reason": None}]})
         if said == "broken":
             await self._send(response, {"error": {"message": "broken"}})
-        if said == "hang":
-            try:
-                await asyncio.sleep(60)
-            finally:
-                self.gone.set()
         end: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
         await self._send(response, {"choices": [{**end, "finish_reason": "stop"}]})
         usage = {"prompt_tokens": 5, "completion_tokens": 2}
@@ -66,8 +67,24 @@ class FakeServer:
     async def _send(self, response: web.StreamResponse, event: dict[str, Any]) -> None:
         await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
 
+    async def _hang(self, request: web.Request) -> web.StreamResponse:
+        """Says "o", and no more."""
+        self.num_hung += 1
+        self.num_hanging += 1
+        try:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await self._send(response, {"choices": [{"text": "o", "finish_reason": None}]})
+            await asyncio.Event().wait()
+        finally:
+            self.num_hanging -= 1
+        return response
+
     def wait_until_gone(self) -> None:
-        self._loop.run(asyncio.wait_for(self.gone.wait(), 10))
+        async def gone() -> None:
+            await until(lambda: not self.num_hanging)
+
+        self._loop.run(gone())
 
     def close(self) -> None:
         self._loop.run(self._runner.cleanup())
@@ -220,10 +237,12 @@ def test_a_server_that_is_not_there() -> None:
 def test_a_limit_and_a_cancelled_run_close_the_connection(
     endpoint: sgl.RuntimeEndpoint, server: FakeServer
 ) -> None:
-    with pytest.raises(DeadlineExceeded):
-        plain.bind(timeout_s=0.2).run("hang", backend=endpoint)
+    limit_s = 0.2
+    while not server.num_hung:  # the time may be over before the server has the request
+        with pytest.raises(DeadlineExceeded):
+            plain.bind(timeout_s=limit_s).run("hang", backend=endpoint)
+        limit_s *= 2
     server.wait_until_gone()
-    server.gone.clear()
     state = plain.run("hang", backend=endpoint, stream=True)
     assert next(state.text_iter("x")) == "o"
     state.cancel()

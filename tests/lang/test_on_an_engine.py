@@ -30,10 +30,9 @@ def engine() -> Iterator[OfflineEngine]:
     runner = FakeRunner(make_limits(num_pages=257, max_pages_per_row=64))
     with OfflineEngine(EngineConfig(), ProgramLetters(), FakeFactory(runner)) as engine:
         yield engine
-        until = time.monotonic() + 10
-        while engine.stats().locks and time.monotonic() < until:
+        until = time.monotonic() + 60
+        while (stats := engine.stats()).locks and time.monotonic() < until:
             time.sleep(0.01)
-        stats = engine.stats()
         assert (stats.num_running, stats.num_waiting, stats.locks) == (0, 0, 0)
         assert stats.pages_free + stats.pages_cached == stats.pages_total
 

@@ -133,7 +133,7 @@ def open_engine(runner: FakeRunner | None = None, **settings: Any) -> OfflineEng
 
 class Leftovers:
     """Threads and processes that were not there when this was made, and do not end by themselves
-    in a moment."""
+    in a while."""
 
     def __init__(self) -> None:
         self._threads = set(threading.enumerate())
@@ -142,7 +142,7 @@ class Leftovers:
     def __call__(self) -> list[object]:
         threads = set(threading.enumerate()) - self._threads
         for thread in threads:
-            thread.join(5)
+            thread.join(60)
         threads = {thread for thread in threads if thread.is_alive()}
         processes = set(psutil.Process().children(recursive=True)) - self._processes
         return [*threads, *processes]

@@ -49,15 +49,15 @@ def test_results_and_errors_come_back(loop):
 def test_cancelling_the_future_cancels_the_coroutine(loop):
     sleeper = Sleeper()
     future = loop.submit(sleeper.sleep())
-    assert sleeper.began.wait(20)
+    assert sleeper.began.wait(60)
     future.cancel()
-    assert sleeper.ended.wait(20)
+    assert sleeper.ended.wait(60)
 
 
 def test_closing_ends_what_runs_and_refuses_what_comes(loop):
     sleeper = Sleeper()
     future = loop.submit(sleeper.sleep())
-    assert sleeper.began.wait(20)
+    assert sleeper.began.wait(60)
     loop.close()
     assert sleeper.ended.is_set()
     with pytest.raises(CancelledError):
@@ -75,7 +75,7 @@ def test_an_interrupt_cancels_what_the_caller_waits_for(loop, monkeypatch):
         future = submit(coroutine)
 
         def result():
-            assert sleeper.began.wait(20)
+            assert sleeper.began.wait(60)
             raise KeyboardInterrupt
 
         monkeypatch.setattr(future, "result", result)
@@ -84,7 +84,7 @@ def test_an_interrupt_cancels_what_the_caller_waits_for(loop, monkeypatch):
     monkeypatch.setattr(loop, "submit", submit_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         loop.run(sleeper.sleep())
-    assert sleeper.ended.wait(20)
+    assert sleeper.ended.wait(60)
 
 
 def test_nobody_waits_for_ever_when_it_closes_while_others_submit():
@@ -105,5 +105,5 @@ def test_nobody_waits_for_ever_when_it_closes_while_others_submit():
         time.sleep(0.002)
         loop.close()
         for asker in askers:
-            asker.join(20)
+            asker.join(60)
         assert len(outcomes) == 4

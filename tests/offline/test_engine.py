@@ -1,5 +1,6 @@
 """`jaxsgl.Engine` with a real, tiny model, one for all tests."""
 
+import gc
 import json
 
 import jax
@@ -30,7 +31,8 @@ def trace_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(folder, trace_path):
-    leftovers, num_arrays = Leftovers(), len(jax.live_arrays())
+    gc.collect()
+    leftovers, others = Leftovers(), jax.live_arrays()  # kept, so that no other takes their ids
     settings = {"max_num_reqs": 2, "chunked_prefill_size": 16, "max_total_tokens": 1024}
     with jaxsgl.Engine(
         folder, skip_tokenizer_init=True, page_size=4, step_trace=trace_path, **settings
@@ -38,7 +40,8 @@ def engine(folder, trace_path):
         yield engine
         assert engine.stats().recompiles == 0
     assert not leftovers()
-    assert len(jax.live_arrays()) <= num_arrays
+    gc.collect()
+    assert {id(array) for array in jax.live_arrays()} <= {id(array) for array in others}
     assert json.loads(trace_path.read_text())["traceEvents"]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jaxsgl.actors.messages import Progress
 from jaxsgl.actors.text_actor import TextActor
 from jaxsgl.config import EngineConfig
 from jaxsgl.interface import Delta, GenerateRequest, SamplingParams, TextPrompt
+from jaxsgl.replicas import proxy as proxy_module
 from jaxsgl.replicas.launch import LocalLaunch, ProcessLaunch
 from jaxsgl.replicas.pool import ReplicaPool
 from jaxsgl.replicas.proxy import ReplicaProxy
@@ -45,6 +47,20 @@ def ask(request_id: str, text: str, max_tokens: int | None = 4, **sampling: Any)
         prompt=TextPrompt(text),
         sampling=SamplingParams(max_tokens=max_tokens, **sampling),
     )
+
+
+def child_processes() -> set[psutil.Process]:
+    """Of this process, and theirs."""
+    return set(psutil.Process().children(recursive=True))
+
+
+@dataclass
+class Limits:
+    """`HealthLimits` of one seat, which a test changes while its replica lives: a replica that only
+    had to wait for its turn on this machine must not be taken for a dead one."""
+
+    busy_s: float = math.inf
+    probe_period_s: float = math.inf
 
 
 @dataclass
@@ -95,6 +111,12 @@ class Front:
             assert not load.sketch._coming
 
 
+@pytest.fixture
+def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica's pulse is felt ten times a second; limits in seconds then are beats."""
+    monkeypatch.setattr(proxy_module, "CHECK_PERIOD_S", 0.1)
+
+
 type Open = Callable[..., Awaitable[Front]]
 
 
@@ -105,7 +127,7 @@ async def open_front(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     `open_front(model_path, in_process=..., start=..., **config)`
     """
     fronts: list[Front] = []
-    num_fds = psutil.Process().num_fds()
+    processes, num_fds = child_processes(), psutil.Process().num_fds()
     folder = tempfile.mkdtemp(prefix="sockets-")  # not pytest's: those are too long for a socket
     monkeypatch.setattr(tempfile, "tempdir", folder)
 
@@ -119,7 +141,7 @@ async def open_front(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
         balancing: str = "cache-aware",
         follows_latency: bool = False,
         max_unhealthy: int = 100,
-        limits: HealthLimits | None = None,
+        limits: Sequence[Limits] = (),
         **config: Any,
     ) -> Front:
         engine_config = EngineConfig(model_path=model_path, **config)
@@ -147,10 +169,12 @@ async def open_front(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
             [ReplicaSpec(launcher, (str(index),)) for index in range(dp)],
             policy=make_policy(balancing, seed=0),
             follows_latency=follows_latency,
-            rules=SeatRules(policy, limits or HealthLimits()),
+            rules=SeatRules(policy, HealthLimits()),
             max_unhealthy=max_unhealthy,
             on_progress=progress.append,
         )
+        for seat, own in zip(pool._seats, limits, strict=False):
+            seat._rules = SeatRules(policy, own)  # pyright: ignore[reportArgumentType]
         fronts.append(Front(pool, text, replicas, progress))
         if start:
             await pool.start()
@@ -160,8 +184,8 @@ async def open_front(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     for front in fronts:
         await front.pool.stop()
         await front.text.stop(5)
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-    assert not psutil.Process().children(recursive=True)
-    assert psutil.Process().num_fds() <= num_fds
+    # What was cancelled or closed is gone a turn of the loop later.
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    assert not child_processes() - processes
+    await until(lambda: psutil.Process().num_fds() <= num_fds)
     os.rmdir(folder)  # raises if a front has left something

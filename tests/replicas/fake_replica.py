@@ -148,8 +148,6 @@ class FakeReplica:
                 os.kill(os.getpid(), signal.SIGKILL)
             case b"raise":
                 asyncio.get_running_loop().call_soon(self._fail)
-            case b"freeze":
-                os.kill(os.getpid(), signal.SIGSTOP)
             case b"spin":
                 os.write(1, b"spinning\n")
                 time.sleep(3600)
@@ -166,7 +164,7 @@ class FakeReplica:
     def _step(self) -> None:
         if self.is_held:
             return
-        rows = [self._row(admit) for admit in self.running.values()]
+        rows = [self._row(admit) for admit in self.running.values() if not self._stalls(admit)]
         released = [row.request_id for row in rows if row.finish is not None]
         self.finished += [row.finish.kind for row in rows if row.finish is not None]
         for request_id in released:
@@ -177,6 +175,16 @@ class FakeReplica:
             self._step_id += 1
         if released:
             self._send(Released(released))
+
+    def _stalls(self, admit: Admit) -> bool:
+        """The answer to `stall` ends only at a second replica: at the first it gets one token."""
+        is_ended = admit.request_id in self._stopped or admit.request_id in self._aborts
+        return (
+            bytes(admit.prompt_ids) == b"stall"
+            and admit.told is None
+            and self.num_done[admit.request_id] > 0
+            and not is_ended
+        )
 
     def _row(self, admit: Admit) -> RowOutput:
         prompt, num_done = admit.prompt_ids, self.num_done[admit.request_id]

@@ -1,22 +1,13 @@
 """What a replica process prints."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from jaxsgl.logs import LogSettings, set_up_logging
 
 
-@pytest.fixture(autouse=True)
-def levels_restored() -> Iterator[None]:
-    loggers = [logging.getLogger(), logging.getLogger("jax")]
-    before = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-
-
+@pytest.mark.usefixtures("logging_restored")
 @pytest.mark.parametrize(
     ("name", "ours", "of_jax"),
     [

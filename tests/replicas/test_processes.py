@@ -1,6 +1,7 @@
 """The same front with real processes, and what happens when one of them dies."""
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -13,13 +14,21 @@ import pytest
 from jaxsgl.actors.messages import Admit, StepOutputs
 from jaxsgl.config import EngineConfig
 from jaxsgl.interface import EngineError, SamplingParams, Unavailable
+from jaxsgl.replicas import launch as launch_module
 from jaxsgl.replicas import proxy as proxy_module
 from jaxsgl.replicas.launch import Ending, ProcessLaunch, StartError
-from jaxsgl.replicas.pulse import HealthLimits
 from jaxsgl.replicas.replica_host import Outcome
 from jaxsgl.replicas.restarts import RestartPolicy
 from tests.actors.waiting import until
-from tests.replicas.conftest import CHILD_ENVIRONMENT, FAKE_CHILD, ROOT, Front, ask
+from tests.replicas.conftest import (
+    CHILD_ENVIRONMENT,
+    FAKE_CHILD,
+    ROOT,
+    Front,
+    Limits,
+    ask,
+    child_processes,
+)
 from tests.replicas.recorder import Recorder
 
 
@@ -88,20 +97,21 @@ async def test_a_process_that_never_connects():
 
 
 async def test_stopping_while_it_loads(open_front):
+    before = child_processes()
     for model_path in ("load-for-ever", "block-for-ever"):
         front = await open_front(model_path, in_process=True, start=False)
         starting = asyncio.create_task(front.pool.start())
         await until(lambda front=front: front.progress)
         await front.pool.stop()
         await asyncio.wait({starting})
-        assert not psutil.Process().children(recursive=True)
+        assert child_processes() == before
 
 
 @pytest.mark.parametrize("death", ["kill", "fault"])
 async def test_a_replica_that_dies_under_load_is_replaced(open_front, caplog, death):
     front = await open_front(in_process=True)
     child = child_of(front)
-    begun = front.pool.generate(ask("begun", "ab", 62))
+    begun = front.pool.generate(ask("begun", "stall", 50))
     text = (await anext(begun)).text
     if death == "kill":
         child.kill()
@@ -110,7 +120,7 @@ async def test_a_replica_that_dies_under_load_is_replaced(open_front, caplog, de
         killer = asyncio.create_task(front.answer(ask("killer", "raise", 1)))
     async for delta in begun:
         text += delta.text
-    assert text == "ab" * 31
+    assert text == "stall" * 10
     if killer is not None:
         with pytest.raises(EngineError) as caught:
             await killer
@@ -141,15 +151,20 @@ async def test_a_signal_to_the_replica_alone(open_front, caplog):
     assert "ended unasked" in caplog.text
 
 
+@pytest.mark.usefixtures("quick_beats")
 async def test_a_replica_that_is_frozen_is_found_and_replaced(open_front, caplog):
-    front = await open_front(in_process=True, limits=HealthLimits(busy_s=2))
+    limits = Limits()
+    front = await open_front(in_process=True, limits=[limits])
     child = child_of(front)
-    begun = front.pool.generate(ask("begun", "ab", 62))
+    begun = front.pool.generate(ask("begun", "stall", 50))
     text = (await anext(begun)).text
     child.suspend()
+    limits.busy_s = 5
+    await until(lambda: not front.pool.ready)
+    limits.busy_s = math.inf
     async for delta in begun:
         text += delta.text
-    assert text == "ab" * 31
+    assert text == "stall" * 10
     await is_replaced(front, child)
     assert "no sign of life" in caplog.text
 
@@ -207,7 +222,7 @@ asyncio.run(main(sys.argv[1]))
     ids=["idle", "busy", "stuck", "loading"],
 )
 async def test_when_the_front_is_killed_the_replica_goes_too(model_path, prompt, last_line):
-    """Within 5 s, also if its event loop or even all its threads are stuck."""
+    """Also if its event loop or even all its threads are stuck."""
     front = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", PARENT.replace("MODEL", model_path), prompt),
         stdout=asyncio.subprocess.PIPE,
@@ -219,7 +234,7 @@ async def test_when_the_front_is_killed_the_replica_goes_too(model_path, prompt,
     (child,) = psutil.Process(front.pid).children()
     front.kill()
     await front.wait()
-    gone, _ = await asyncio.to_thread(psutil.wait_procs, [child], timeout=5)
+    gone, _ = await asyncio.to_thread(psutil.wait_procs, [child], timeout=60)
     assert gone
 
 
@@ -231,35 +246,37 @@ async def test_a_thread_that_loads_does_not_keep_the_process():
     await heard.until(1)
     assert launch.process_id is not None
     os.kill(launch.process_id, signal.SIGTERM)
-    assert await asyncio.wait_for(launch.wait_for_end(), 5) == Ending(None)
+    assert await asyncio.wait_for(launch.wait_for_end(), 60) == Ending(None)
     await launch.close()
 
 
 @pytest.mark.parametrize("prompt", [b"idle", b"spin"])
-async def test_when_the_link_is_cut_the_replica_goes_though_its_parent_lives(prompt):
+async def test_when_the_link_is_cut_the_replica_goes_though_its_parent_lives(prompt, monkeypatch):
     """What is left where no kernel tells children of their parent's death."""
+    monkeypatch.setattr(launch_module, "_EXIT_GRACE_S", 60.0)  # for a machine with much to do
     launch = ProcessLaunch(0, EngineConfig(), command=FAKE_CHILD, environment=CHILD_ENVIRONMENT)
     heard = Recorder()
     link = await launch.open(heard)
     await heard.until(3)
     link.send(Admit("r", list(prompt), SamplingParams(max_tokens=60)))
     if prompt == b"idle":
-        await until(lambda: isinstance(heard.messages[-1], StepOutputs))
+        await until(lambda: any(isinstance(said, StepOutputs) for said in heard.messages))
     link.close()
     how = f"exited with code {Outcome.ORPHANED}"
-    assert await asyncio.wait_for(launch.wait_for_end(), 5) == Ending(how)
+    assert await asyncio.wait_for(launch.wait_for_end(), 60) == Ending(how)
     await launch.close()
 
 
 @pytest.mark.parametrize("num_turns", range(12))
 async def test_a_start_cancelled_in_its_first_turns_leaves_nothing(open_front, num_turns):
+    before = child_processes()
     front = await open_front(in_process=True, start=False)
     starting = asyncio.create_task(front.pool.start())
     for _ in range(num_turns):
         await asyncio.sleep(0)
     starting.cancel()
     await asyncio.wait({starting})
-    assert not psutil.Process().children(recursive=True)
+    assert child_processes() == before
 
 
 @pytest.mark.parametrize(
@@ -274,6 +291,7 @@ async def test_a_start_cancelled_in_its_first_turns_leaves_nothing(open_front, n
     ids=["spawned", "connected", "loading", "loaded", "ready"],
 )
 async def test_a_start_cancelled_at_any_stage_leaves_nothing(open_front, reached):
+    before = child_processes()
     front = await open_front(in_process=True, start=False)
     starting = asyncio.create_task(front.pool.start())
     await until(lambda: front.pool._seats.of(0).proxy and front.proxy._launch._door)
@@ -281,7 +299,7 @@ async def test_a_start_cancelled_at_any_stage_leaves_nothing(open_front, reached
     starting.cancel()
     await asyncio.wait({starting})
     await front.pool.stop()
-    assert not psutil.Process().children(recursive=True)
+    assert child_processes() == before
 
 
 def test_a_front_does_not_load_jax():

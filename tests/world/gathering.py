@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -54,6 +55,12 @@ class Gathered:
     coordinators: set[str]
     """What each was told."""
     losses: list[WorldLost]
+    lost: threading.Event
+
+    def wait_for_loss(self) -> WorldLost:
+        """The first. Members know of it a moment before they tell."""
+        assert self.lost.wait(60)
+        return self.losses[0]
 
     def close(self) -> None:
         self.members.stop(Stop())
@@ -64,14 +71,20 @@ class Gathered:
 def gathered(config: EngineConfig, followers: list[EngineConfig]) -> Gathered:
     """A leader and its followers, all of them in."""
     losses: list[WorldLost] = []
-    members = Members(config, losses.append)
+    lost = threading.Event()
+
+    def on_lost(loss: WorldLost) -> None:
+        losses.append(loss)
+        lost.set()
+
+    members = Members(config, on_lost)
     with ThreadPoolExecutor(1 + len(followers)) as threads:
         leading = threads.submit(members.gather)
         joining: list[Future[tuple[Wire[Order], Welcome]]] = []
         joining += [threads.submit(join, follower) for follower in followers]
         joined = [each.result() for each in joining]
         coordinators = {leading.result(), *(welcome.coordinator for _, welcome in joined)}
-    return Gathered(members, [wire for wire, _ in joined], coordinators, losses)
+    return Gathered(members, [wire for wire, _ in joined], coordinators, losses, lost)
 
 
 class _Done:

@@ -75,15 +75,15 @@ def test_others_than_members_are_not_let_in(tmp_path: Path, caplog: pytest.LogCa
         for proof in ("", "é", proof_of(read_key(str(other_key)), "nonce", 1), "x" * 20_000):
             wire = connect(config)
             assert isinstance(wire.receive(), Challenge)
-            wire.send(Join(1, proof, config))
             with pytest.raises(WireClosed):
+                wire.send(Join(1, proof, config))
                 wire.receive()
             wire.close()
         # One who sends something else.
         wire = connect(config)
         wire.receive()
-        wire.send(Broken("nonsense"))
         with pytest.raises(WireClosed):
+            wire.send(Broken("nonsense"))
             wire.receive()
         wire.close()
         # Those who know it, but do not belong here.
@@ -126,7 +126,7 @@ def test_the_first_loss_is_the_one_that_counts(tmp_path: Path):
     world = gathered(config, [as_rank(1, config)])
     assert not world.members.is_lost
     world.wires[0].close()
-    world.members.wait_for_loss(30)
+    world.wait_for_loss()
     assert world.members.is_lost
     with pytest.raises(WorldLost, match="rank 1 is gone"):
         world.members.answers(0)
@@ -139,7 +139,7 @@ def test_a_follower_says_what_it_ends_of(tmp_path: Path):
     config = world_config(tmp_path)
     world = gathered(config, [as_rank(1, config)])
     world.wires[0].send(Broken("no such file"))
-    world.members.wait_for_loss(30)
+    world.wait_for_loss()
     assert [str(loss) for loss in world.losses] == ["rank 1: no such file"]
     assert world.losses[0].by_itself
     world.close()

@@ -12,8 +12,10 @@ import pytest
 from aiohttp import web
 
 from bench.instant_server import InstantServer
+from bench.serving import driver
 from bench.serving.arguments import parse, settings
 from bench.serving.command import main
+from bench.serving.records import Record
 from jaxsgl.config import ServerConfig
 from jaxsgl.interface import Unavailable
 from tests.actors.waiting import until
@@ -126,14 +128,20 @@ async def test_errors_in_streams_are_counted(served, tmp_path):
     assert kinds.keys() <= {"server_error", "disconnected"} and sum(kinds.values()) == 12
 
 
-async def test_a_server_that_dies_in_mid_run_leaves_a_partial_result(tmp_path):
+async def test_a_server_that_dies_in_mid_run_leaves_a_partial_result(tmp_path, monkeypatch):
     path = str(tmp_path / "result.json")
+    records: list[Record] = []
+
+    def noted(*fields):
+        records.append(Record(*fields))
+        return records[-1]
+
+    monkeypatch.setattr(driver, "Record", noted)
     async with serve(ServerConfig()) as served:
         served.engine.hold_after = 2
         flags = ["--warmup", "0", "--url", served.url, "--output", path]
         running = asyncio.create_task(bench(*QUICK, *flags))
-        await until(lambda: len(served.engine.open) == 3)
-        await asyncio.sleep(0.3)  # the two events of each are on their way
+        await until(lambda: [len(record.event_s) for record in records] == [2, 2, 2])
         for connection in list(served.runner.server.connections):
             connection.transport.abort()
         await served.runner.cleanup()
