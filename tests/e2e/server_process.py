@@ -48,7 +48,9 @@ class ServerProcess:
         assert self._popen.stdout is not None
         line = self._popen.stdout.readline()
         ready = re.match(r"jaxsgl ready at (\S+) ", line)
-        assert ready, f"said {line!r}, and on standard error:\n{self.log}"
+        if not ready:
+            ended = "it runs on" if line else f"it ended with {self.wait_for_exit()}"
+            raise AssertionError(f"said {line!r}, {ended}, and on standard error:\n{self.log}")
         self.url = ready[1]
         return line
 
