@@ -25,6 +25,8 @@ class StoredQuantization:
     """What is added to the zeros of the file."""
     has_head: bool = False
     """Whether the output head is stored this way, too; known when the tensors are."""
+    has_experts: bool = False
+    """Whether all matrices of experts are."""
 
 
 def read_quantization(raw: Mapping[str, Any], file: str) -> StoredQuantization | None:

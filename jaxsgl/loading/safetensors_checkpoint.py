@@ -28,6 +28,8 @@ from jaxsgl.models.quantization.codes import widened
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
+EXPERTS = ".experts."
+"""In the names of their matrices."""
 
 
 class SafetensorsCheckpoint:
@@ -46,8 +48,11 @@ class SafetensorsCheckpoint:
         self._packed: Mapping[str, PackedMatrix] = {}
         if self.quantization is not None:
             self._packed = take_packed(self._tensors, self.quantization)
-            has_head = HEAD in self._packed
-            self.quantization = replace(self.quantization, has_head=has_head)
+            self.quantization = replace(
+                self.quantization,
+                has_head=HEAD in self._packed,
+                has_experts=not any(EXPERTS in name for name in self._tensors),
+            )
         for ignored in _ignored_names(self._tensors, self.config):
             del self._tensors[ignored]
         check_tensors(
@@ -69,8 +74,12 @@ class SafetensorsCheckpoint:
         return read_safetensors_tensor(path, tensor)
 
     def stored(self, name: str) -> NDArray[Any]:
-        """A tensor as `tensor` returns it, or the codes of a quantised matrix."""
-        return self._packed[name].codes() if name in self._packed else self.tensor(name)
+        """A tensor as `tensor` returns it, or the codes of a quantised matrix. Those of experts are
+        of one kind."""
+        assert self.quantization is not None
+        if name in self._packed and (EXPERTS not in name or self.quantization.has_experts):
+            return self._packed[name].codes()
+        return self.tensor(name)
 
 
 def _find_tensors(folder: Path) -> dict[str, tuple[Path, StoredTensor[str]]]:

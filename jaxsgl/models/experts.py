@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxsgl.models.feed_forward import FeedForward
 from jaxsgl.models.layers import ACTIVATIONS, linear
 from jaxsgl.models.model_config import Experts, ModelConfig
+from jaxsgl.models.quantization.matrix import QuantizedMatrix
 from jaxsgl.models.sharding import Layout
 from jaxsgl.models.weights import (
     Block,
@@ -34,16 +35,9 @@ BLOCK_TOKENS = 256
 makes one of all groups, masked, which takes memory in proportion to groups times rows."""
 
 
-def grouped_linear(
-    x: jax.Array, weight: jax.Array, group_sizes: jax.Array, backend: str = "xla"
-) -> jax.Array:
-    """x [rows, in] times the matrix of each row's group, [groups, in, *out]; gives [rows, *out].
-
-    The first group_sizes[0] rows belong to group 0, and so on. Rows beyond all groups yield 0.
-    """
-    matrices = weight.reshape(*weight.shape[:2], -1)
-    out = grouped_matmul(x, matrices, group_sizes, backend=backend)
-    return out.reshape(len(x), *weight.shape[2:])
+Parts = tuple[jax.Array, jax.Array | None, jax.Array | None]
+"""The matrices of some experts [experts, in, out], and if they are quantised their scales and zeros
+as `grouped_matmul` takes them."""
 
 
 def route(logits: jax.Array, experts: Experts) -> tuple[jax.Array, jax.Array]:
@@ -62,7 +56,7 @@ def route(logits: jax.Array, experts: Experts) -> tuple[jax.Array, jax.Array]:
 
 
 class MixtureOfExperts(Block):
-    """Matrices of experts are [experts, in, out], as grouped products read them; gate and up are
+    """Matrices of experts are [experts, in, *out], as grouped products read them; gate and up are
     one, interleaved."""
 
     def __init__(
@@ -100,33 +94,27 @@ class MixtureOfExperts(Block):
 
     def _chosen_experts(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
         layout = self.layout
-        gate_up_spec = layout.spec("experts", "embed", "mlp", None)
-        down_spec = layout.spec("experts", "mlp", "embed")
-        activation = self.config.activation
+        gate_up, down = _parts(self.gate_up[...]), _parts(self.down[...])
+        compute = functools.partial(_own_experts, activation=self.config.activation)
         if layout.mesh.size == 1:
-            return _own_experts(
-                x, chosen, weights, self.gate_up[...], self.down[...],
-                activation=activation, expert_axes=(), sum_axes=(),
-            )  # fmt: skip
+            return compute(x, chosen, weights, gate_up, down, expert_axes=(), sum_axes=())
         whole = PartitionSpec()
+        expert_axes, mlp_axes = (_axes(layout.spec(axis)[0]) for axis in ("experts", "mlp"))
         run = functools.partial(
-            _own_experts,
-            activation=activation,
-            expert_axes=_axes(down_spec[0]),
-            sum_axes=(*_axes(down_spec[0]), *_axes(down_spec[1])),
+            compute, expert_axes=expert_axes, sum_axes=(*expert_axes, *mlp_axes)
         )
-        # Inside, embed is whole.
         return jax.shard_map(
             run,
             mesh=layout.mesh,
+            # Embed is whole.
             in_specs=(
                 whole, whole, whole,
-                PartitionSpec(gate_up_spec[0], None, gate_up_spec[2], None),
-                PartitionSpec(down_spec[0], down_spec[1], None),
+                _specs(gate_up, layout, "experts", None, "mlp"),
+                _specs(down, layout, "experts", "mlp", None),
             ),
             out_specs=whole,
             check_vma=False,
-        )(x, chosen, weights, self.gate_up[...], self.down[...])  # fmt: skip
+        )(x, chosen, weights, gate_up, down)  # fmt: skip
 
     def host_weights(self, tensors: TensorSource, prefix: str) -> HostWeights:
         router, gate, up, down = self.names
@@ -145,6 +133,24 @@ class MixtureOfExperts(Block):
         yield self.down, gathered((matrix(index, down) for index in range(num)), num)
         if self.experts.shared_mlp_size:
             yield from self.shared.host_weights(tensors, f"{prefix}.shared_experts")
+
+
+def _parts(weight: jax.Array | QuantizedMatrix) -> Parts:
+    if isinstance(weight, QuantizedMatrix):
+        return weight.values, weight.scales, weight.zeros
+    return weight.reshape(*weight.shape[:2], -1), None, None
+
+
+def _specs(parts: Parts, layout: Layout, *axes: str | None) -> tuple[PartitionSpec | None, ...]:
+    """How each of the parts is spread whose matrices have these axes. Scales of all inputs lack
+    theirs."""
+
+    def spec(part: jax.Array | None) -> PartitionSpec | None:
+        if part is None:
+            return None
+        return layout.spec(*axes) if part.ndim == 3 else layout.spec(axes[0], axes[2])
+
+    return tuple(map(spec, parts))
 
 
 def _axes(spec: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -174,8 +180,8 @@ def _own_experts(
     x: jax.Array,
     chosen: jax.Array,
     weights: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
+    gate_up: Parts,
+    down: Parts,
     *,
     activation: str,
     expert_axes: tuple[str, ...],
@@ -183,8 +189,8 @@ def _own_experts(
 ) -> jax.Array:
     """The weighted sum of the chosen experts [tokens, embed], on a device that has some of them.
 
-    x [tokens, embed]; chosen and weights [tokens, num_chosen], over all experts; gate_up
-    [own experts, embed, own mlp, 2]; down [own experts, own mlp, embed].
+    x [tokens, embed]; chosen and weights [tokens, num_chosen], over all experts; matrices of
+    gate_up [own experts, embed, own mlp * 2], of down [own experts, own mlp, embed].
     """
     compute = functools.partial(
         _some_tokens, gate_up=gate_up, down=down, activation=activation, expert_axes=expert_axes
@@ -202,23 +208,28 @@ def _some_tokens(
     chosen: jax.Array,
     weights: jax.Array,
     *,
-    gate_up: jax.Array,
-    down: jax.Array,
+    gate_up: Parts,
+    down: Parts,
     activation: str,
     expert_axes: tuple[str, ...],
     backend: str,
 ) -> jax.Array:
     """This device's part of `_own_experts`, in float32."""
-    num_own, num_chosen = len(down), chosen.shape[1]
+    num_own, num_chosen = len(down[0]), chosen.shape[1]
     first = jax.lax.axis_index(expert_axes) * num_own if expert_axes else 0
     own = chosen.reshape(-1) - first
     # What other devices compute is sorted to the end, beyond all groups.
     own = jnp.where((own >= 0) & (own < num_own), own, num_own)
     order = jnp.argsort(own, stable=True)
     sizes = jnp.bincount(own, length=num_own + 1)[:num_own].astype(jnp.int32)
-    hidden = grouped_linear(x[order // num_chosen], gate_up, sizes, backend)
+
+    def multiply(x: jax.Array, parts: Parts) -> jax.Array:
+        matrices, scales, zeros = parts
+        return grouped_matmul(x, matrices, sizes, scales, zeros, backend=backend)
+
+    hidden = multiply(x[order // num_chosen], gate_up).reshape(len(order), -1, 2)
     hidden = ACTIVATIONS[activation](hidden[:, :, 0]) * hidden[:, :, 1]
-    out = grouped_linear(hidden, down, sizes, backend).astype(jnp.float32)
+    out = multiply(hidden, down).astype(jnp.float32)
     is_own = own[order] < num_own
     out = jnp.where(is_own[:, None], out * weights.reshape(-1)[order][:, None], 0.0)
     return out[jnp.argsort(order)].reshape(*chosen.shape, -1).sum(1)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from jaxsgl.models.attention import AttentionKind, ForwardBatch, KVPages
 from jaxsgl.models.model_config import ModelConfig
-from jaxsgl.models.quantization.codes import scheme_of, widened
+from jaxsgl.models.quantization.codes import CodeStack, scheme_of, widened
 from jaxsgl.models.quantization.matrix import QuantizedMatrix
 from jaxsgl.models.quantization.placing import placed_codes
 from jaxsgl.models.quantization.rounding import quantize
@@ -146,13 +146,14 @@ def stacked(tensors: TensorSource, names: Sequence[str], axis: int = 0) -> Value
     return array_library(values[0]).stack(values, axis=axis)
 
 
-def gathered(parts: Iterator[Values], num_parts: int) -> Values:
+def gathered(parts: Iterator[Values], num_parts: int) -> Any:
     """Parts of one shape in one, along a new first axis. On the host, each is gone before the next
-    is made."""
+    is made. Of codes of quantised matrices a CodeStack."""
     first = next(parts)
     if isinstance(first, jax.Array):
         return jnp.stack([first, *parts])
-    whole = np.empty((num_parts, *first.shape), first.dtype)
+    make = np.empty if scheme_of(first) is None else CodeStack
+    whole = make((num_parts, *first.shape), first.dtype)
     whole[0] = first
     del first
     for index, part in enumerate(parts, start=1):

@@ -76,7 +76,9 @@ def choose_form(quantization: str | None, checkpoint: ModelSource | OrbaxCheckpo
     if stored is not None and quantization in (None, stored.method, _own_name(stored)):
         head = stored.scheme if stored.has_head else None
         max_group = stored.group_size if stored.group_size > 0 else GROUP_SIZES[0]
-        packed = quantized_family(family, stored.scheme, head, max_group, with_zeros=True)
+        packed = quantized_family(
+            family, stored.scheme, head, max_group, with_zeros=True, with_experts=stored.has_experts
+        )
         return WeightForm(packed, stored)
     match quantization:
         case None | "none":

@@ -47,27 +47,34 @@ def quant_matmul(
     applied. Raises ValueError for shapes and dtypes that do not fit, and for an unknown
     backend.
     """
-    num_inputs = x.shape[1]
-    outputs = values.shape[0]
+    check_matrix(values, scales, zeros, x.shape[1])
+    if x.dtype == FLOAT8 and values.dtype != FLOAT8:
+        raise ValueError(f"x is {x.dtype} where values are {values.dtype}")
+    return choose(backend, BACKENDS)(x, values, scales, zeros, dtype=jnp.dtype(dtype))
+
+
+def check_matrix(
+    values: jax.Array, scales: jax.Array, zeros: jax.Array | None, num_inputs: int
+) -> None:
+    """Raise ValueError unless these make a matrix of one of the kinds above. Inputs may be axis 1
+    of more than two."""
+    outputs, _, *rest = values.shape
     if values.dtype == jnp.uint8:
-        groups = scales.shape[-1]
+        groups = scales.shape[1] if scales.ndim > 1 else 1
         group = num_inputs // max(groups, 1)
-        _check("values", values, (outputs, num_inputs // 2), jnp.uint8)
-        _check("scales", scales, (outputs, groups), jnp.float16)
+        _check("values", values, (outputs, num_inputs // 2, *rest), jnp.uint8)
+        _check("scales", scales, (outputs, groups, *rest), jnp.float16)
         if zeros is not None:
-            _check("zeros", zeros, (outputs, groups), jnp.uint8)
+            _check("zeros", zeros, (outputs, groups, *rest), jnp.uint8)
         if group * groups != num_inputs or group < MIN_GROUP or group & (group - 1):
             raise ValueError(f"{groups} groups of {num_inputs} inputs are no power of two each")
     else:
         if values.dtype not in (jnp.int8, FLOAT8):
             raise ValueError(f"values must be int8, float8_e4m3fn or uint8, not {values.dtype}")
-        _check("values", values, (outputs, num_inputs), values.dtype)
-        _check("scales", scales, (outputs,), jnp.float32)
+        _check("values", values, (outputs, num_inputs, *rest), values.dtype)
+        _check("scales", scales, (outputs, *rest), jnp.float32)
         if zeros is not None:
             raise ValueError("only a matrix of 4 bits has zeros")
-    if x.dtype == FLOAT8 and values.dtype != FLOAT8:
-        raise ValueError(f"x is {x.dtype} where values are {values.dtype}")
-    return choose(backend, BACKENDS)(x, values, scales, zeros, dtype=jnp.dtype(dtype))
 
 
 def _check(name: str, array: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> None:

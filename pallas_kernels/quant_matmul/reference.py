@@ -19,12 +19,12 @@ def quant_matmul(
 def matrix(
     values: NDArray[np.generic], scales: NDArray[np.floating], zeros: NDArray[np.uint8] | None
 ) -> NDArray[np.float64]:
-    """The matrix [out, in] that is stored."""
-    if scales.ndim == 1:
+    """The matrix [out, in] that is stored. Inputs may be axis 1 of more than two."""
+    if scales.ndim < values.ndim:
         return values.astype(np.float64) * scales.astype(np.float64)[:, None]
-    outputs, groups = scales.shape
+    outputs, groups, *rest = scales.shape
     half = values.shape[1] // groups
-    stored = np.zeros((outputs, groups * 2 * half))
+    stored = np.zeros((outputs, groups * 2 * half, *rest))
     for group in range(groups):
         for place in range(half):
             byte = values[:, group * half + place].astype(np.int64)

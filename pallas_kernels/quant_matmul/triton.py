@@ -17,6 +17,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from pallas_kernels.four_bits import both_halves
+
 MIN_DOT_ROWS = 16
 MAX_TILE_TOKENS = 64
 TILE_OUTPUTS = {8: 32, 4: 64}
@@ -48,8 +50,7 @@ def quant_matmul(
     else:
         block = num_inputs // scales.shape[1]
         matrix = [values, scales] if zeros is None else [values, scales, zeros]
-        in_pairs = zeros is None and x.dtype == jnp.bfloat16 and not interpret
-        tile = functools.partial(_four_bit_tile, in_pairs=in_pairs)
+        tile = functools.partial(_four_bit_tile, interpret=interpret)
         tile_outputs = TILE_OUTPUTS[4]
     num_blocks = num_inputs // block
     tile_tokens = min(max(pl.next_power_of_2(tokens), MIN_DOT_ROWS), MAX_TILE_TOKENS)
@@ -146,7 +147,7 @@ def _four_bit_tile(
     block: int,
     num_blocks: int,
     shape: tuple[int, int],
-    in_pairs: bool,
+    interpret: bool,
 ) -> None:
     """x_ref [tokens, in], values_ref [out, in / 2], scales_ref and zeros_ref [out, groups], out_ref
     [tokens, out]; a block is a group. Without zeros_ref zeros are 8."""
@@ -164,15 +165,8 @@ def _four_bit_tile(
         packed = plt.load(values_ref.at[output[:, None], (group * half + inside)[None, :]])
         # Loaded one group ahead: no product waits for them.
         following = scale_and_zero(group + 1)
-        if in_pairs:
-            halves = _in_pairs(_LOW_PAIRS, packed), _in_pairs(_HIGH_PAIRS, packed)
-        else:
-            zero = zeros[0][:, None] if zeros else jnp.uint8(8)
-            # Differences of small integers: exact in any dtype.
-            halves = (
-                number.astype(x_ref.dtype) - zero.astype(x_ref.dtype)
-                for number in (packed & 15, packed >> 4)
-            )
+        zero = zeros[0][:, None] if zeros else None
+        halves = both_halves(packed, zero, x_ref.dtype, interpret=interpret)
         part = jnp.zeros_like(total)
         for first, matrix in zip((0, half), halves, strict=True):
             x = plt.load(x_ref.at[token[:, None], (group * block + first + inside)[None, :]])
@@ -184,28 +178,3 @@ def _four_bit_tile(
     nothing = jnp.zeros(shape, jnp.float32)
     total, _ = lax.fori_loop(begin, end, add, (nothing, scale_and_zero(begin)))
     plt.store(out_ref.at[token[:, None], output[None, :]], total)
-
-
-def _in_pairs(assembly: str, packed: jax.Array) -> jax.Array:
-    """One half of each byte less 8 in bfloat16, four bytes at a time: converted one by one, they
-    take more instructions than a GPU has time for while it reads them."""
-    like = jax.ShapeDtypeStruct(packed.shape, jnp.bfloat16)
-    [out] = plt.elementwise_inline_asm(
-        assembly, args=[packed], constraints="=r,=r,r", pack=4, result_shape_dtypes=[like]
-    )
-    return out
-
-
-# 0x4300 is 128 in bfloat16, and its lowest bits count ones: a half behind the byte 0x43 is 128 more
-# than itself, of which 136 (0x4308) are taken off.
-_PAIRS = """
-prmt.b32 $0, half, 0x43434343, 0x4140;
-prmt.b32 $1, half, 0x43434343, 0x4342;
-mov.b32 offset, 0x43084308;
-sub.rn.bf16x2 $0, $0, offset;
-sub.rn.bf16x2 $1, $1, offset;
-}"""
-_LOW_PAIRS = "{.reg .b32 half, offset;\nand.b32 half, $2, 0x0f0f0f0f;" + _PAIRS
-_HIGH_PAIRS = (
-    "{.reg .b32 half, offset;\nshr.u32 half, $2, 4;\nand.b32 half, half, 0x0f0f0f0f;" + _PAIRS
-)

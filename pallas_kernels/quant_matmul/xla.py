@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.four_bits import MIDDLE
+
 _LAST_AXES = (((1,), (1,)), ((), ()))
 
 
@@ -36,12 +38,14 @@ def quant_matmul(
 
 
 def unpacked(values: jax.Array, scales: jax.Array, zeros: jax.Array | None) -> jax.Array:
-    """The float32 matrix [out, in] of packed values; see `api.quant_matmul`."""
-    outputs, groups = scales.shape
-    halves = values.reshape(outputs, groups, -1)
+    """The float32 matrix [out, in] of packed values; see `api.quant_matmul`. Inputs may be axis 1
+    of more than two."""
+    outputs, groups, *rest = scales.shape
+    halves = values.reshape(outputs, groups, -1, *rest)
     numbers = jnp.concatenate([halves & 15, halves >> 4], axis=2).astype(jnp.float32)
-    centred = numbers - (8 if zeros is None else zeros.astype(jnp.float32)[:, :, None])
-    return (centred * scales.astype(jnp.float32)[:, :, None]).reshape(outputs, -1)
+    centred = numbers - (MIDDLE if zeros is None else zeros.astype(jnp.float32)[:, :, None])
+    widened = centred * scales.astype(jnp.float32)[:, :, None]
+    return widened.reshape(outputs, 2 * values.shape[1], *rest)
 
 
 def _float8_product(x: jax.Array, values: jax.Array, *, dtype: Any) -> jax.Array:

@@ -55,14 +55,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def write_quantized(folder: Path, kind: str, seed: int = 0, **settings: Any) -> Tensors:
-    """Write a folder whose layers' matrices are random ones of that kind; return what they are."""
-    model = tiny_model("tiny_llama")
+def write_quantized(
+    folder: Path,
+    kind: str,
+    seed: int = 0,
+    model: TinyModel | None = None,
+    is_plain: Callable[[str], bool] = lambda name: False,
+    **settings: Any,
+) -> Tensors:
+    """Write a folder whose layers' matrices are random ones of that kind; return what they are.
+    Those that `is_plain` names stay the model's own."""
+    model = model or tiny_model("tiny_llama")
     rng = np.random.default_rng(seed)
     tensors: Tensors = {}
     matrices: Tensors = {}
     for name, value in model.weights.items():
-        if name.endswith("_proj.weight"):
+        if name.endswith("_proj.weight") and not is_plain(name):
             stem = name.removesuffix(".weight")
             stored, matrices[name] = STORES[kind](stem, value.shape, rng)
             tensors |= stored

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ from jaxsgl.config import ConfigError
 from jaxsgl.interface import OperationRefused, UpdateWeights
 from jaxsgl.loading.checkpoint import open_checkpoint
 from jaxsgl.loading.errors import CheckpointError
+from jaxsgl.models.quantization.codes import CODE_TYPES
 from jaxsgl.models.quantization.family import named_weights
-from jaxsgl.models.quantization.matrix import QuantizedMatrix
-from jaxsgl.models.sharding import resolve_layout
+from jaxsgl.models.quantization.matrix import QuantizedMatrix, abstract_matrix
+from jaxsgl.models.quantization.placing import placed_codes
+from jaxsgl.models.sharding import Layout, resolve_layout
+from jaxsgl.models.weights import gathered
 from jaxsgl.runner.weight_source import OtherWeights, choose_form
 from tests.loading.quantized_folders import SETTINGS, save, write_quantized
-from tests.loading.tiny_models import tiny_model, write_folder
+from tests.loading.tiny_models import TinyModel, tiny_model, write_folder
+from tests.models.families import family_model
 from tests.models.quantization.test_quantization import widened
 from tests.models.tiny import one_device_mesh
 
@@ -54,6 +60,62 @@ def test_a_device_keeps_them_as_they_are(kind: str, tmp_path: Path) -> None:
             value = widened(value).astype(np.float32)
         np.testing.assert_array_equal(value, expected)
     assert num_kept == 8
+
+
+def experts_of(tmp_path: Path, kind: str, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The matrices of all experts, as a device keeps a file's and as plain arrays."""
+    golden = family_model("qwen3_moe")
+    model = TinyModel(golden.raw_config, golden.weights())
+    write_quantized(tmp_path, kind, model=model, **options)
+    checkpoint = open_checkpoint(tmp_path)
+    layout = resolve_layout(checkpoint.config, one_device_mesh())
+    found = (
+        {
+            name: weight.get_value()
+            for name, weight in named_weights(
+                choose_form(form, checkpoint).load(checkpoint, layout, jnp.float32)
+            )
+            if ".feed_forward." in name and not name.endswith("router")
+        }
+        for form in (None, "none")
+    )
+    return next(found), next(found)
+
+
+@pytest.mark.parametrize("kind", ["awq", "int8", "fp8"])
+def test_experts_are_kept_as_they_are(kind: str, tmp_path: Path) -> None:
+    kept, plain = experts_of(tmp_path, kind)
+    assert len(kept) == 4
+    for name, value in kept.items():
+        np.testing.assert_array_equal(widened(value).astype(np.float32), plain[name])
+        held = sum(part.nbytes for part in jax.tree.leaves(value))
+        assert held < value.values.size * 1.25
+
+
+def test_experts_of_two_kinds_are_widened(tmp_path: Path) -> None:
+    kept, plain = experts_of(tmp_path, "int8", is_plain=lambda name: ".0.mlp.experts.3.up" in name)
+    for name, value in kept.items():
+        np.testing.assert_array_equal(value, plain[name])
+
+
+def test_a_stack_of_codes_takes_little_memory() -> None:
+    """While it is placed as well: a host has to hold all experts of a layer."""
+    parts, inputs, outputs = 8, 256, 1024
+    codes = np.zeros((inputs, outputs), CODE_TYPES["int4"])
+    layout = Layout(one_device_mesh(), (), 1, ())
+    axes = ("experts", "embed", "mlp")
+    target = abstract_matrix((parts, inputs, outputs), axes, 0, "int4", layout, with_zeros=True)
+
+    def peak(place: Callable[[], Any]) -> float:
+        """Bytes for each value."""
+        tracemalloc.start()
+        place()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most / (parts * inputs * outputs)
+
+    assert peak(lambda: placed_codes(gathered(iter([codes] * parts), parts), target)) < 2
+    assert peak(lambda: placed_codes(np.stack([codes] * parts), target)) > 6
 
 
 def test_forms_that_may_be_asked_for(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxsgl.models import experts as module
-from jaxsgl.models.experts import MixtureOfExperts, grouped_linear, route
+from jaxsgl.models.experts import MixtureOfExperts, route
 from jaxsgl.models.model_config import Experts
 from jaxsgl.models.sharding import resolve_layout
 from tests.models.tiny import one_device_mesh, tiny_config
@@ -24,14 +24,6 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max())
     return powers / powers.sum()
-
-
-def test_rows_meet_the_matrix_of_their_group() -> None:
-    x, weight = random(9, 4), random(3, 4, 5, 2, seed=1)
-    found = np.asarray(grouped_linear(jnp.array(x), jnp.array(weight), jnp.array([2, 0, 5])))
-    for row, group in enumerate([0, 0, 2, 2, 2, 2, 2]):
-        np.testing.assert_allclose(found[row], np.tensordot(x[row], weight[group], 1), atol=1e-5)
-    assert not found[7:].any()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ QUICK = [
     "llama,fsdp=2+tp=2,fsdp-megatron",
     "qwen2,tp=4,megatron",
     "odd_heads,tp=2,megatron",
-    "mixtral,ep=2,megatron",
+    "experts:int4,tp=2+ep=2,megatron",
 ]
 
 
@@ -57,6 +57,21 @@ def test_models_of_other_shapes_do_not_agree(answers):
     """The control."""
     assert not agree(answers["llama,tp=1,megatron"], answers["odd_heads,tp=1,megatron"])
     assert not agree(answers["llama,tp=1,megatron"], answers["qwen2,tp=1,megatron"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "int4"])
+def test_quantised_experts(scheme):
+    """The largest difference is that of float32 sums, not of roundings."""
+    meshes = ["ep=2", "tp=2", "tp=4", "fsdp=2+ep=2"]
+    rules = {"fsdp=2+ep=2": "fsdp-megatron"}
+    jobs = [f"experts:{scheme},{mesh},{rules.get(mesh, 'megatron')}" for mesh in meshes]
+    answers = child([on_one(jobs[0]), *jobs])
+    for job in jobs:
+        assert agree(answers[on_one(job)], answers[job]), job
+    plain = child([f"experts,{mesh},megatron" for mesh in ("tp=1", "ep=2")])
+    assert not agree(answers[on_one(jobs[0])], plain["experts,tp=1,megatron"])
+    assert agree(*plain.values())
 
 
 @pytest.mark.long

@@ -54,11 +54,11 @@ def make_runner(
     scheme: Scheme | None = None,
     kv_dtype: DTypeLike = jnp.float32,
 ) -> ModelRunner:
-    """A runner that is ready."""
+    """A runner that is ready. With 4 bits groups are the smallest, as they may be on any mesh."""
     config = model.config
     layout = resolve_layout(config, mesh or one_device_mesh(), rules)
     limits = dataclasses.replace(LIMITS, vocab_size=config.vocab_size)
-    family = quantized_family(model_class(config.architecture), scheme, scheme)
+    family = quantized_family(model_class(config.architecture), scheme, scheme, max_group=32)
     loaded = load_weights(family, config, model, layout, jnp.float32)
     programs = Programs(loaded, config, layout, limits, buckets, kv_dtype, platform, "xla")
     source = OtherWeights(config, WeightForm(family, None), layout, jnp.float32, seed=0)

@@ -22,6 +22,9 @@ CODE_TYPES: dict[Scheme, np.dtype[Any]] = {
 """The first field, named as the scheme, is the code: half a byte, an integer, or the bits of a
 float8_e4m3fn. `int4` stands for (code - zero) * scale, the others for code * scale."""
 
+SHARED = 32
+"""Inputs that share zero and scale in any file that is read."""
+
 
 def scheme_of(values: Any) -> Scheme | None:
     """Of an array of codes; None for plain numbers."""
@@ -42,3 +45,23 @@ def widened(codes: NDArray[Any]) -> NDArray[np.float32]:
     if scheme_of(codes) == "int4":
         values -= codes["zero"]
     return values * codes["scale"]
+
+
+class CodeStack:
+    """Codes of matrices [in, ...] of one shape, [matrices, in, ...].
+
+    Of what makes numbers of the codes only every SHARED-th input's is kept, which takes a sixth of
+    the memory: all experts of a layer have to fit the host's at once.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        number_type = np.dtype(ml_dtypes.float8_e4m3fn) if "fp8" in (dtype.names or ()) else dtype[0]
+        self.numbers: NDArray[Any] = np.empty(shape, number_type)
+        self.shared = np.empty((shape[0], -(-shape[1] // SHARED), *shape[2:]), dtype)
+        """Codes of every SHARED-th input."""
+
+    def __setitem__(self, index: int, codes: Any) -> None:
+        self.numbers[index] = numbers(codes)
+        self.shared[index] = codes[::SHARED]

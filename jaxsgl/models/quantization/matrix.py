@@ -27,34 +27,36 @@ class QuantizationError(ValueError):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """[out, in], in the forms that `pallas_kernels.quant_matmul` takes.
+    """[out, in], in the forms that `pallas_kernels.quant_matmul` takes, or those of all experts,
+    [experts, in, out], in those of `pallas_kernels.grouped_matmul`. Inputs are axis 1 of both.
 
     To whoever holds it in place of an array it has the array's shape, of which the first
-    `num_outputs` axes are output features.
+    `num_outputs` axes are output features. Experts have theirs last, and `num_outputs` is 0.
     """
 
     values: Any
-    """int8 or float8_e4m3fn [out, in], or uint8 [out, in / 2]."""
+    """int8 or float8_e4m3fn, or uint8 with half as many inputs."""
     scales: Any
-    """float32 [out], or float16 [out, groups]."""
+    """float32 without inputs, or float16 with groups in their place."""
     zeros: Any
-    """uint8 [out, groups], with 4 bits only; None if all are 8."""
+    """uint8, one for each scale, with 4 bits only; None if all are 8."""
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     num_outputs: int = dataclasses.field(metadata={"static": True})
     scheme: Scheme = dataclasses.field(metadata={"static": True})
     layout: Layout = dataclasses.field(metadata={"static": True})
-    axes: tuple[str | None, str | None] = dataclasses.field(metadata={"static": True})
-    """Logical axes of out and in."""
+    axes: tuple[str | None, ...] = dataclasses.field(metadata={"static": True})
+    """Logical axes of the matrix."""
 
     @property
-    def size_2d(self) -> tuple[int, int]:
-        outputs = math.prod(self.shape[: self.num_outputs])
-        return outputs, math.prod(self.shape[self.num_outputs :])
+    def size(self) -> tuple[int, ...]:
+        """Of the matrix."""
+        return tuple(math.prod(self.shape[axes]) for axes in _merged(self.num_outputs))
 
     @property
     def group(self) -> int | None:
         """Inputs per scale; None if all share one."""
-        return None if self.scales.ndim == 1 else self.size_2d[1] // self.scales.shape[1]
+        per_output = self.scales.ndim < self.values.ndim
+        return None if per_output else self.size[1] // self.scales.shape[1]
 
     @property
     def num_bytes(self) -> int:
@@ -70,12 +72,12 @@ class QuantizedMatrix:
         return self
 
     def shardings(self) -> QuantizedMatrix:
-        """Where each part goes, in the place of the part. Inputs are the fastest axis of all."""
-        output, inputs = self.axes
-        both = self.layout.sharding(output, inputs)
-        per_output = self.layout.sharding(output) if self.group is None else both
-        zeros = None if self.zeros is None else both
-        return dataclasses.replace(self, values=both, scales=per_output, zeros=zeros)
+        """Where each part goes, in the place of the part."""
+        whole = self.layout.sharding(*self.axes)
+        per_output = self.layout.sharding(self.axes[0], *self.axes[2:])
+        scales = per_output if self.group is None else whole
+        zeros = None if self.zeros is None else whole
+        return dataclasses.replace(self, values=whole, scales=scales, zeros=zeros)
 
 
 def abstract_matrix(
@@ -89,21 +91,29 @@ def abstract_matrix(
 ) -> QuantizedMatrix:
     """Without values. `with_zeros` is for 4 bits whose zeros are not all 8. Raises
     QuantizationError if its inputs make no groups on each device."""
-    spread = [axis for axis in (*axes[1:num_outputs], *axes[num_outputs + 1 :]) if axis]
+    merged = _merged(num_outputs)
+    spread = [axis for each in merged for axis in axes[each][1:] if axis]
     assert not any(layout.spec(axis)[0] for axis in spread), "only a first axis may be spread"
-    outputs, inputs = math.prod(shape[:num_outputs]), math.prod(shape[num_outputs:])
-    axes_2d = (axes[0], axes[num_outputs])
-    values = jax.ShapeDtypeStruct((outputs, inputs), jnp.int8)
-    scales = jax.ShapeDtypeStruct((outputs,), jnp.float32)
+    matrix_axes = tuple(axes[each][0] for each in merged)
+    first, inputs, *last = (math.prod(shape[each]) for each in merged)
+    values = jax.ShapeDtypeStruct((first, inputs, *last), jnp.int8)
+    scales = jax.ShapeDtypeStruct((first, *last), jnp.float32)
     zeros = None
     if scheme == "fp8":
         values = values.update(dtype=jnp.float8_e4m3fn)
     elif scheme == "int4":
-        num_groups = inputs // group_size(inputs, layout.sharding(axes_2d[1]), max_group)
-        values = jax.ShapeDtypeStruct((outputs, inputs // 2), jnp.uint8)
-        scales = jax.ShapeDtypeStruct((outputs, num_groups), jnp.float16)
+        num_groups = inputs // group_size(inputs, layout.sharding(matrix_axes[1]), max_group)
+        values = jax.ShapeDtypeStruct((first, inputs // 2, *last), jnp.uint8)
+        scales = jax.ShapeDtypeStruct((first, num_groups, *last), jnp.float16)
         zeros = scales.update(dtype=jnp.uint8) if with_zeros else None
-    return QuantizedMatrix(values, scales, zeros, shape, num_outputs, scheme, layout, axes_2d)
+    return QuantizedMatrix(values, scales, zeros, shape, num_outputs, scheme, layout, matrix_axes)
+
+
+def _merged(num_outputs: int) -> tuple[slice, ...]:
+    """The axes of a weight that are one of its matrix."""
+    if num_outputs == 0:
+        return slice(1), slice(1, 2), slice(2, None)
+    return slice(num_outputs), slice(num_outputs, None)
 
 
 def group_size(num_inputs: int, sharding: NamedSharding, max_group: int) -> int:
