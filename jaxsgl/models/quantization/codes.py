@@ -57,8 +57,7 @@ class CodeStack:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
         self.dtype = dtype
-        number_type = np.dtype(ml_dtypes.float8_e4m3fn) if "fp8" in (dtype.names or ()) else dtype[0]
-        self.numbers: NDArray[Any] = np.empty(shape, number_type)
+        self.numbers: NDArray[Any] = np.empty(shape, numbers(np.empty(0, dtype)).dtype)
         self.shared = np.empty((shape[0], -(-shape[1] // SHARED), *shape[2:]), dtype)
         """Codes of every SHARED-th input."""
 

@@ -32,9 +32,7 @@ CONFIGS = {
     "mixtral": tiny_config(
         architecture="mixtral", experts=EXPERTS, tie_embeddings=False, num_layers=1
     ),
-    "qwen3_moe": tiny_config(
-        architecture="qwen3_moe", experts=EXPERTS, qk_norm=True, num_layers=1
-    ),
+    "qwen3_moe": tiny_config(architecture="qwen3_moe", experts=EXPERTS, qk_norm=True, num_layers=1),
     "deepseek_v2": tiny_config(
         architecture="deepseek_v2",
         experts=SHARED,
