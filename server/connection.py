@@ -33,6 +33,16 @@ class Gate:
         self.clients = clients
         self.num_open = 0
 
+    def enter(self, file_number: int) -> bool:
+        """Count a connection in. Returns whether it is beyond the limit."""
+        self.num_open += 1
+        self.clients.add(file_number)
+        return self.num_open > self.max_open
+
+    def leave(self, file_number: int) -> None:
+        self.num_open -= 1
+        self.clients.discard(file_number)
+
 
 class Connection(web.RequestHandler):
     """A client that shuts its sending side down still gets its answers. From here that looks like
@@ -47,31 +57,34 @@ class Connection(web.RequestHandler):
         "head_s",
         "is_surplus",
         "streams_events",
+        "was_made",
     )
 
-    def __init__(self, manager: web.Server, gate: Gate, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, manager: web.Server, gate: Gate, options: Mapping[str, Any], *, is_surplus: bool
+    ) -> None:
+        """Of a client that has entered the gate, which it leaves at its end if it `was_made`."""
         super().__init__(manager, loop=asyncio.get_running_loop(), **options)
         self._gate = gate
         self._head_timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
         self._file_number = -1
-        self.is_surplus = False
+        self.was_made = False
+        """Whether there was a connection; there is none if a TLS handshake failed."""
+        self.is_surplus = is_surplus
         self.head_s = 0.0
         """When the latest request head was whole, on the clock of `time.perf_counter`."""
         self.streams_events = False
         """Whether a chunk with events may be written at this moment."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._gate.num_open += 1
+        self.was_made = True
         self._file_number = transport.get_extra_info("socket").fileno()
-        self._gate.clients.add(self._file_number)
-        self.is_surplus = self._gate.num_open > self._gate.max_open
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._file_number >= 0:
-            self._gate.num_open -= 1
-            self._gate.clients.discard(self._file_number)
+            self._gate.leave(self._file_number)
             self._file_number = -1
         for timer in (self._head_timer, self._probe_timer):
             if timer is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import socket
@@ -13,13 +12,13 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from jaxsgl.config import ConfigError, ServerConfig
+from server.acceptor import Acceptor
 from server.connection import Connection, Gate
 from server.context import CONTEXT
 from server.event_stream import ClientGone
 from server.turns import Turns
 
 BACKLOG = 4096
-MAX_ACCEPTED_AT_ONCE = 32
 SEND_BUFFER_BYTES = 64 * 1024
 """Per connection in the kernel: who does not read is noticed after this much, not megabytes."""
 IDLE_TIMEOUT_S = 75.0
@@ -132,15 +131,15 @@ class _Site(web.BaseSite):
 
     async def start(self) -> None:
         await super().start()
-        self._server = await asyncio.get_running_loop().create_server(
-            self._connect, sock=self._sock, ssl=self._ssl_context, backlog=MAX_ACCEPTED_AT_ONCE
+        self._server = acceptor = Acceptor(
+            self._sock, self._gate, self._connect, self._ssl_context, IDLE_TIMEOUT_S
         )
-        self._sock.listen(BACKLOG)  # asyncio takes as many at once as the backlog is long
+        acceptor.open()
 
-    def _connect(self) -> Connection:
+    def _connect(self, is_surplus: bool) -> Connection:
         manager = self._runner.server
         assert manager is not None
-        return Connection(manager, self._gate, self._options)
+        return Connection(manager, self._gate, self._options, is_surplus=is_surplus)
 
 
 class _ProtocolLogger(logging.LoggerAdapter[logging.Logger]):
