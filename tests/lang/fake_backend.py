@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -30,6 +31,13 @@ class FakeBackend:
         self.max_running = 0
         self.wait_for_running = 0
         """Answers come once so many have been asked for at a time."""
+
+    def wait_until_released(self) -> None:
+        """The back end's thread may hear of an end a moment later."""
+        until = time.monotonic() + 60
+        while self.held and time.monotonic() < until:
+            time.sleep(0.001)
+        assert not self.held
 
     def open(self) -> FakeContext:
         return FakeContext(self)

@@ -308,7 +308,10 @@ async def test_a_thousand_random_aborts_leave_nothing(open_front):
             task.cancel()
             await asyncio.wait({task})
             return
-        text = "".join([(await anext(reading)).text for _ in range(num_read)])
+        text = ""
+        for _ in range(num_read):  # on a slow machine fewer deltas come, and larger ones
+            delta = await anext(reading, None)
+            text += "" if delta is None else delta.text
         if how == 1:
             await reading.aclose()
             return
@@ -457,7 +460,7 @@ async def test_one_that_fails_too_often_is_given_up(open_front, caplog):
     for n in range(3):
         await until(lambda n=n: front.pool.ready and len(front.replicas) == n + 1)
         front.replicas[-1]._fail()
-    cause = await asyncio.wait_for(asyncio.shield(front.pool.failed), 10)
+    cause = await asyncio.wait_for(asyncio.shield(front.pool.failed), 60)
     assert "failed" in str(cause)
     assert len(front.replicas) == 3
     assert not front.pool.alive

@@ -135,7 +135,7 @@ async def test_a_signal_from_outside_is_no_requests_fault(open_front, caplog):
     front = await open_front(in_process=True, policy=policy)
     with pytest.raises(Unavailable):
         await front.answer(ask("r", "die", 1))
-    assert "SIGKILL" in str(await asyncio.wait_for(asyncio.shield(front.pool.failed), 20))
+    assert "SIGKILL" in str(await asyncio.wait_for(asyncio.shield(front.pool.failed), 60))
     assert not front.pool.alive
     assert not len(front.pool._requests._quarantine)
 
