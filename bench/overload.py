@@ -31,7 +31,6 @@ from bench.results import show, write_result
 
 OPENING_AT_ONCE = 200
 HEALTH_PERIOD_S = 0.05
-PROBER_START_S = 1.0
 
 
 @dataclass
@@ -92,7 +91,7 @@ class Client(asyncio.Protocol):
 async def probe(port: int) -> None:
     """Ask for /health again and again until standard input ends, on new connections and on one that
     is kept, then print how long that took, in ms. In a process of its own, so that what the clients
-    do does not hold it up."""
+    do does not hold it up. It says a line when it has begun."""
     ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
     fresh_ms: list[float] = []
     kept_ms: list[float] = []
@@ -118,7 +117,12 @@ async def probe(port: int) -> None:
             lag_ms.append((time.perf_counter() - answered_s - HEALTH_PERIOD_S) * 1e3)
         writer.close()
 
-    await asyncio.gather(ask_on_new_ones(), ask_on_one())
+    async def tell_that_it_has_begun() -> None:
+        while not (fresh_ms and lag_ms):  # noqa: ASYNC110 - once, and soon
+            await asyncio.sleep(HEALTH_PERIOD_S)
+        print("begun", flush=True)
+
+    await asyncio.gather(ask_on_new_ones(), ask_on_one(), tell_that_it_has_begun())
     print(
         json.dumps(
             {
@@ -159,7 +163,8 @@ async def watched(front: Front) -> AsyncIterator[dict[str, float]]:
 
     watching = asyncio.create_task(watch())
     try:
-        await asyncio.sleep(PROBER_START_S)
+        assert prober.stdout is not None
+        await prober.stdout.readline()  # from here on it asks
         before = process.cpu_times()
         yield worst
         after = process.cpu_times()
