@@ -25,7 +25,7 @@ from jaxsgl.lang.backend import Answer, Choice, Release
 from jaxsgl.lang.choosing import Scored, choose
 from jaxsgl.lang.conversation import Conversation
 from jaxsgl.lang.expressions import Role, SelectMethod
-from jaxsgl.lang.prefix_hold import PrefixHold
+from jaxsgl.lang.prefix_hold import HOLD_S, PrefixHold
 from jaxsgl.lang.transcript import TextTokenizer, Transcript, tokens_of
 from jaxsgl.lang.turn_forms import ChatTokenizer, TurnForm, TurnForms
 from jaxsgl.offline.calls import Logprobs
@@ -35,8 +35,6 @@ from jaxsgl.tokenizer import TokenizerError
 
 MIN_COMMIT_LEN = 64
 """Tokens that are worth a request of their own before a fork."""
-HOLD_S = 60.0
-"""How long the text before a fork is kept for it at most."""
 MAX_ENCODED_INLINE_LEN = 4096
 """Characters; longer texts are encoded in a thread, lest they hold up every stream."""
 

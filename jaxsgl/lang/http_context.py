@@ -16,20 +16,27 @@ from jaxsgl.lang.http_fields import Dialect
 
 type Events = Callable[[str, dict[str, Any]], AsyncGenerator[dict[str, Any]]]
 """(path, body) to the events of a streamed answer."""
+type Hold = Callable[[str], Release]
+"""Has a text computed and kept, until what it returns is called."""
+
+MIN_HELD_CHARS = 256
+"""About as many tokens as an engine in this process computes by themselves before a fork."""
 
 
 class HttpContext:
     """A `backend.Context`. A text without turns is a text completion, turns are a chat."""
 
-    def __init__(self, events: Events, dialect: Dialect) -> None:
+    def __init__(self, events: Events, dialect: Dialect, hold: Hold | None = None) -> None:
+        """`hold` is of a server that can."""
         self._events = events
         self._dialect = dialect
+        self._hold = hold
         self._conversation = Conversation()
         self._text = ""
         self._has_loose_text = False
 
     def copy(self) -> Self:
-        twin = type(self)(self._events, self._dialect)
+        twin = type(self)(self._events, self._dialect, self._hold)
         twin._conversation = self._conversation.copy()
         twin._text, twin._has_loose_text = self._text, self._has_loose_text
         return twin
@@ -88,8 +95,11 @@ class HttpContext:
         return Choice(answer.text, {"method": method, "choices": list(choices), **answer.meta})
 
     async def commit(self) -> Release | None:
-        """Nothing: it would be one more request, of which the server might make nothing."""
-        return None
+        """Only a text can be committed: how a conversation begins in the model's form, the server
+        alone knows. Branches need not wait for it, the server has them wait for each other."""
+        if self._hold is None or self._is_chat or len(self._text) < MIN_HELD_CHARS:
+            return None
+        return self._hold(self._text)
 
     def text(self) -> str:
         return self._text
@@ -100,6 +110,10 @@ class HttpContext:
     async def token_ids(self) -> list[int]:
         raise ProgramError("token_ids: servers do not tell; use an engine in this process")
 
+    @property
+    def _is_chat(self) -> bool:
+        return self._conversation.role is not None or bool(self._conversation.messages)
+
     def _write(self, text: str) -> str:
         self._text += text
         return text
@@ -107,7 +121,7 @@ class HttpContext:
     def _prompt(self) -> tuple[str, dict[str, Any]]:
         """Raises ProgramError for a text that no request can express."""
         conversation = self._conversation
-        if conversation.role is None and not conversation.messages:
+        if not self._is_chat:
             return "completions", {"prompt": self._text}
         if self._has_loose_text:
             raise ProgramError("a server takes either turns or text outside of turns, not both")

@@ -7,6 +7,9 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+HOLD_S = 60.0
+"""How long the text before a fork is kept for it at most."""
+
 
 class PrefixHold[T]:
     """Has a text computed and kept, from now on until `release`. Make one in the back end's loop.
@@ -16,8 +19,8 @@ class PrefixHold[T]:
     """
 
     def __init__(self, computing: Coroutine[Any, Any, T], let_go: Callable[[], None]) -> None:
-        """`computing` ends when the text is kept, `let_go` ends that; both run in the loop. What is
-        cancelled or fails is let go of too."""
+        """`computing` ends when the text is kept; `let_go` ends that, idempotently. Both run in
+        the loop. What is cancelled or fails is let go of too."""
         self._loop = asyncio.get_running_loop()
         self._let_go = let_go
         self._computing = asyncio.create_task(computing)
@@ -33,8 +36,8 @@ class PrefixHold[T]:
             self._loop.call_soon_threadsafe(self._release)
 
     def _release(self) -> None:
-        if not self._computing.cancel():
-            self._let_go()
+        self._computing.cancel()  # nothing happens if it is done
+        self._let_go()
 
     def _on_computed(self, computing: asyncio.Task[T]) -> None:
         if computing.cancelled() or computing.exception() is not None:

@@ -31,12 +31,15 @@ class FakeServer:
 
     async def _serve(self) -> tuple[web.AppRunner, str]:
         app = web.Application()
-        app.router.add_post("/v1/{path:.*}", self._answer)
+        self._add_routes(app)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    def _add_routes(self, app: web.Application) -> None:
+        app.router.add_post("/v1/{path:.*}", self._answer)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
