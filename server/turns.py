@@ -19,8 +19,8 @@ from typing import Any
 
 from server.garbage import collect_when_quiet, no_long_passes
 
-MAX_NEWEST = 6
-MAX_OLDEST = 2
+MAX_NEWEST = 18
+MAX_OLDEST = 6
 """Clients that are listened to in one turn, when there are more. Mostly the newest: those who have
 waited longest may have given up."""
 MAX_URGENT = 8
