@@ -92,6 +92,7 @@ async def test_body_that_never_becomes_whole(
     served: Served, monkeypatch: pytest.MonkeyPatch, garbage: bytes
 ) -> None:
     monkeypatch.setattr("server.json_body.BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(served.runner, "_shutdown_timeout", 0.1)  # for what lingers
     reader, writer = await served.connect()
     writer.write(post(b"5\r\n     \r\n", "Transfer-Encoding: chunked"))
     await served.get("/health")  # by now the handler waits for the rest of the body
