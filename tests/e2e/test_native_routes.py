@@ -54,6 +54,15 @@ async def test_a_committed_prompt_is_found_in_the_cache(client: HttpClient) -> N
     assert meta["cached_tokens"] >= meta["prompt_tokens"] // 16 * 16 - 16 > 0
 
 
+async def test_a_prompt_is_held_by_its_name(client: HttpClient) -> None:
+    await generate(client, 0, text=TEXT * 3, cache_salt="held", hold_s=600, rid="held")
+    await client.metrics_when(lambda metrics: metrics["jaxsgl_radix_holds"] == 1)
+    assert (await client.post("/abort_request", {"rid": "held"}))[0] == 200
+    await client.metrics_when(
+        lambda metrics: metrics["jaxsgl_radix_holds"] == 0 and is_idle(metrics)
+    )
+
+
 async def test_abort_ends_an_answer_midway(client: HttpClient) -> None:
     sampling = {"max_new_tokens": 2000, "ignore_eos": True}
     body = {"text": TEXT, "rid": "to-be-ended", "sampling_params": sampling}
