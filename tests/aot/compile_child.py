@@ -1,5 +1,6 @@
 """Compiles every program of a model for a device that is not there, and prints what became of each
-as JSON: `python -m tests.aot.compile_child h100|v5e|v6e TP DUMP_FOLDER none|int8|fp8|int4`.
+as JSON: `python -m tests.aot.compile_child h100|v5e|v6e TP DUMP_FOLDER none|int8|fp8|int4
+llama|experts`.
 
 A process of its own, because XLA reads its flags once.
 """
@@ -23,8 +24,9 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh
 
 from bench.collectives import read_collectives
-from jaxsgl.models.llama import Llama
+from jaxsgl.models.model_config import Experts
 from jaxsgl.models.quantization.family import online_head, quantized_family
+from jaxsgl.models.registry import model_class
 from jaxsgl.models.sharding import resolve_layout
 from jaxsgl.runner.buckets import Bucket
 from jaxsgl.runner.platform import PLATFORMS
@@ -32,7 +34,7 @@ from jaxsgl.runner.programs import Programs
 from jaxsgl.step import StepLimits
 from tests.models.tiny import tiny_config
 
-CONFIG = tiny_config(
+LLAMA = tiny_config(
     num_layers=2,
     hidden_size=4096,
     num_q_heads=32,
@@ -44,6 +46,15 @@ CONFIG = tiny_config(
     tie_embeddings=False,
 )
 """Llama 3.1 8B, with fewer layers and tokens."""
+EXPERTS = dataclasses.replace(
+    LLAMA,
+    architecture="qwen3_moe",
+    hidden_size=2048,
+    num_kv_heads=4,
+    qk_norm=True,
+    experts=Experts(num_experts=128, num_chosen=8, mlp_size=768, normalised=True),
+)
+"""Qwen3 30B, likewise."""
 LIMITS = StepLimits(
     num_pages=4097,  # 128 MiB of keys per layer, and as much of values
     page_size=16,
@@ -52,7 +63,7 @@ LIMITS = StepLimits(
     max_tokens=256,
     max_logits=64,
     max_pages_per_row=256,
-    vocab_size=CONFIG.vocab_size,
+    vocab_size=LLAMA.vocab_size,
 )
 BUCKETS = (
     Bucket("decode", 1, 1, 1),
@@ -102,20 +113,21 @@ def thunks(folder: Path, name: str) -> list[str]:
     return re.findall(r"^\d+: (k\w+)", path.read_text(), re.MULTILINE)
 
 
-def main(target: str, tp: int, folder: Path, scheme: Any) -> None:
+def main(target: str, tp: int, folder: Path, scheme: Any, name: str) -> None:
+    config = {"llama": LLAMA, "experts": EXPERTS}[name]
     platform = PLATFORMS["gpu" if target == "h100" else "tpu"]
     told: dict[str, dict[str, object]] = {}
     with devices(target, tp) as found:
         mesh = Mesh(np.array(found), ("tp",))
-        layout = resolve_layout(CONFIG, mesh, matrix_order=platform.matrix_order)
-        family = Llama
+        layout = resolve_layout(config, mesh, matrix_order=platform.matrix_order)
+        family = model_class(config.architecture)
         if scheme != "none":
-            family = quantized_family(Llama, scheme, online_head(scheme))
-        model = family(CONFIG, layout, jnp.bfloat16)
+            family = quantized_family(family, scheme, online_head(scheme))
+        model = family(config, layout, jnp.bfloat16)
         backend = platform.backends[0]
         num_pages = tp * MOST_PAGES if target == "h100" else LIMITS.num_pages
         limits = dataclasses.replace(LIMITS, num_pages=num_pages)
-        programs = Programs(model, CONFIG, layout, limits, BUCKETS, jnp.bfloat16, platform, backend)
+        programs = Programs(model, config, layout, limits, BUCKETS, jnp.bfloat16, platform, backend)
         for call in programs.calls():
             compiled = call.run.lower(*call.args).compile()
             memory, name = compiled.memory_analysis(), call.run.__name__
@@ -130,12 +142,12 @@ def main(target: str, tp: int, folder: Path, scheme: Any) -> None:
             }
             if target == "h100" and call.kind == "forward":
                 told[name]["thunks"] = thunks(folder, name)
-    kv = num_pages * LIMITS.page_size * CONFIG.num_kv_heads * CONFIG.head_dim * 2
-    logits = 4 * LIMITS.max_logits * CONFIG.vocab_size
-    sizes = {"kv_bytes": 2 * CONFIG.num_layers * kv // tp, "logits_bytes": logits}
+    kv = num_pages * LIMITS.page_size * config.num_kv_heads * config.head_dim * 2
+    logits = 4 * LIMITS.max_logits * config.vocab_size
+    sizes = {"kv_bytes": 2 * config.num_layers * kv // tp, "logits_bytes": logits}
     json.dump(sizes | {"programs": told}, sys.stdout)
 
 
 if __name__ == "__main__":
     assert os.environ["JAX_PLATFORMS"] == "cpu"
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

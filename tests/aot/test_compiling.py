@@ -13,20 +13,21 @@ import pytest
 from tests.aot.compile_child import largest_copy
 
 MIB = 2**20
+MODELS = ("llama", "experts")
 TARGETS = [
-    *((target, tp, "none") for target in ("h100", "v5e", "v6e") for tp in (1, 2)),
-    *(("h100", 1, scheme) for scheme in ("int8", "fp8", "int4")),
+    *((target, tp, "none", "llama") for target in ("h100", "v5e", "v6e") for tp in (1, 2)),
+    *(("h100", 1, scheme, name) for name in MODELS for scheme in ("int8", "fp8", "int4")),
 ]
 COPY = "  %copy.1 = bf16[4097,16,4,128]{3,2,1,0} copy(%param.7)"
 
 pytestmark = pytest.mark.aot
 
 
-@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: "{}-tp{}-{}".format(*target))
+@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: "{}-tp{}-{}-{}".format(*target))
 def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    target, tp, scheme = request.param
+    target, tp, scheme, model = request.param
     folder = tmp_path_factory.mktemp(target)
     command = [
         sys.executable,
@@ -36,6 +37,7 @@ def compiled(
         str(tp),
         str(folder),
         scheme,
+        model,
     ]
     env = os.environ | {"XLA_FLAGS": f"--xla_dump_to={folder}"}
     ended = subprocess.run(
