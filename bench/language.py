@@ -70,6 +70,10 @@ class Recorder:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         assert isinstance(request.prompt, TokenPrompt)
+        if request.sampling.max_tokens == 0:
+            async for delta in self._commit(request):
+                yield delta
+            return
         tokens = list(request.prompt.token_ids)
         self.num_prompt += len(tokens)
         found = self._ideal.look_up(tokens)
@@ -87,6 +91,13 @@ class Recorder:
         self.num_cached += usage.cached_tokens
         self.num_output += usage.completion_tokens
         self._ideal.insert(tokens)
+
+    async def _commit(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
+        """No program asks for it: what it computes counts against what the cache gives."""
+        async for delta in self._client.generate(request):
+            if delta.finish is not None:
+                self.num_cached -= delta.usage.prompt_tokens - delta.usage.cached_tokens
+            yield delta
 
     def let_go(self, request_id: str) -> None:
         self._client.let_go(request_id)

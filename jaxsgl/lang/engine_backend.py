@@ -28,4 +28,7 @@ class EngineBackend:
         return self._engine.loop
 
     def open(self) -> EngineContext:
-        return EngineContext(self._engine.client, self._tokenizer, self._forms)
+        engine = self._engine
+        return EngineContext(
+            engine.client, self._tokenizer, self._forms, commits=engine.shares_prefixes
+        )

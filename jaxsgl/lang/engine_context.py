@@ -48,8 +48,17 @@ class EngineContext:
     """A `backend.Context`. What the engine has computed of it is the beginning of every later
     prompt."""
 
-    def __init__(self, client: EngineClient, tokenizer: ProgramTokenizer, forms: TurnForms) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        tokenizer: ProgramTokenizer,
+        forms: TurnForms,
+        *,
+        commits: bool = True,
+    ) -> None:
+        """Not `commits`: the engine keeps nothing that could be continued."""
         self._client = client
+        self._commits = commits
         self._tokenizer = tokenizer
         self._forms = forms
         self._transcript = Transcript(tokenizer)
@@ -59,7 +68,7 @@ class EngineContext:
         """Tokens at the beginning that the engine has seen."""
 
     def copy(self) -> Self:
-        twin = type(self)(self._client, self._tokenizer, self._forms)
+        twin = type(self)(self._client, self._tokenizer, self._forms, commits=self._commits)
         twin._transcript = self._transcript.copy()
         twin._conversation = self._conversation.copy()
         twin._turn, twin._computed_len = self._turn, self._computed_len
@@ -142,7 +151,7 @@ class EngineContext:
         return choose(scored, method)
 
     async def commit(self) -> Release | None:
-        prompt = await self.token_ids()
+        prompt = await self.token_ids() if self._commits else []
         if len(prompt) < MIN_COMMIT_LEN:
             return None
         request = _request(prompt, SamplingParams(max_tokens=0), None, HOLD_S)

@@ -58,6 +58,7 @@ class OfflineEngine:
     ) -> None:
         """Returns when the engine is ready. Raises StartError, one line, if it cannot be."""
         self._tokenizer = tokenizer
+        self._shares_prefixes = config.radix_cache
         self._loop = BackgroundLoop("jaxsgl")
         progress = StartProgress()
         try:
@@ -79,6 +80,11 @@ class OfflineEngine:
     @property
     def tokenizer(self) -> PromptTokenizer:
         return self._tokenizer
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether what was computed is kept for later prompts that begin alike."""
+        return self._shares_prefixes
 
     @property
     def loop(self) -> BackgroundLoop:

@@ -64,6 +64,20 @@ def test_forks_share_their_beginning(engine: OfflineEngine) -> None:
     assert stats.prompt_tokens == 100 + 20 * 101 and stats.cached_tokens == 20 * 100
 
 
+def test_nothing_is_computed_for_forks_of_an_engine_that_keeps_nothing() -> None:
+    @sgl.function
+    def program(s):
+        s += "ABCD" * 25
+        forks = s.fork(3)
+        forks += sgl.gen("x", max_tokens=4)
+        forks.join()
+
+    config = EngineConfig(radix_cache=False)
+    with OfflineEngine(config, ProgramLetters(), FakeFactory()) as engine:
+        program.run(backend=engine)
+        assert engine.stats().prompt_tokens == 3 * 100
+
+
 def test_a_run_that_is_out_of_time_gives_its_pages_back(engine: OfflineEngine) -> None:
     @sgl.function
     def program(s):
