@@ -122,9 +122,12 @@ def test_wrong_outputs_are_told_apart(case: cases.Case) -> None:
             pytest.fail(f"{mistake}: accepted")
 
 
+jitted_tile_map = jax.jit(tile_map, static_argnums=(1, 2))
+
+
 def test_tiles_by_hand() -> None:
     """Tiles of four rows: groups of 5, 0 and 4 rows, two rows of no group, and a tile left over."""
-    tiles = np.asarray(tile_map(jnp.array([5, 0, 4]), 11, 4))
+    tiles = np.asarray(jitted_tile_map(jnp.array([5, 0, 4]), 11, 4))
     assert tiles[:4].tolist() == [[0, 0, 4], [0, 4, 1], [2, 5, 4], [3, 9, 2]]
     assert len(tiles) == 6 and not tiles[4:, 2].any()
 
@@ -137,7 +140,7 @@ def test_there_are_tiles_for_any_sizes() -> None:
         rows = int(sizes.sum() + rng.integers(0, 9))
         if not rows:
             continue
-        tiles = np.asarray(tile_map(jnp.array(sizes), rows, tile_rows))
+        tiles = np.asarray(jitted_tile_map(jnp.array(sizes), rows, tile_rows))
         covered = [row for _, first, count in tiles for row in range(first, first + count)]
         assert covered == list(range(rows))
         for group, first, count in tiles[tiles[:, 2] > 0]:
