@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.connection import Connection, Gate
+from server.turns import is_health_check
 
 MAX_ACCEPTED_AT_ONCE = 512
 RETRY_S = 1.0
@@ -99,6 +100,9 @@ class Acceptor(asyncio.AbstractServer):
         is_surplus = self._gate.enter(number)
         due_s = self._loop.time() + self._silent_timeout_s
         self._silent[number] = _Arrival(sock, is_surplus, due_s)
+        if is_health_check(number):  # it is here already, and saves a turn
+            self._on_first_bytes(number)
+            return
         self._loop.add_reader(number, self._on_first_bytes, number)
         if self._sweep is None:
             self._sweep = self._loop.call_at(due_s, self._close_silent)

@@ -26,7 +26,7 @@ waited longest may have given up."""
 MAX_URGENT = 8
 """Health checks of one turn that need not wait."""
 
-_URGENT = re.compile(rb"(?:GET|HEAD) [^ ?]*/(?:health|ready)[ ?]")
+_HEALTH = re.compile(rb"(?:GET|HEAD) [^ ?]*/(?:health|ready)[ ?]")
 _PEEK_BYTES = 256
 
 
@@ -77,7 +77,7 @@ class Turns(selectors.BaseSelector):
         for key, events in ready:
             if key.fd not in self.clients or key.events != EVENT_READ:
                 heard.append((key, events))
-            elif num_urgent < MAX_URGENT and _URGENT.match(_peek(key.fd)):
+            elif num_urgent < MAX_URGENT and is_health_check(key.fd):
                 num_urgent += 1
                 heard.append((key, events))
             else:
@@ -95,13 +95,14 @@ def _number(fileobj: Any) -> int:
     return fileobj if isinstance(fileobj, int) else fileobj.fileno()
 
 
-def _peek(number: int) -> bytes:
-    """The first bytes that a socket has to be read; they stay there."""
+def is_health_check(number: int) -> bool:
+    """Whether the first bytes that a socket has to be read ask for /health or /ready; they stay
+    there."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=number)
     try:
-        return sock.recv(_PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return bool(_HEALTH.match(sock.recv(_PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)))
     except OSError:
-        return b""
+        return False
     finally:
         sock.detach()  # it is somebody else's
 

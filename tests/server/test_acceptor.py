@@ -15,11 +15,19 @@ from server.site import tls_context
 from tests.actors.waiting import until
 from tests.server.conftest import Served, serve
 from tests.server.test_connection import CERT, GOOD, KEY
+from tests.server.test_surroundings import HEALTH
 
 
 def gate_of(served: Served) -> Gate:
     (site,) = served.runner.sites
     return site._gate  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def acceptor_of(served: Served) -> Acceptor:
+    (site,) = served.runner.sites
+    acceptor = site._server
+    assert isinstance(acceptor, Acceptor)
+    return acceptor
 
 
 def num_connections(served: Served) -> int:
@@ -108,3 +116,35 @@ async def test_it_tries_again_when_there_were_no_files(
         assert "no client can be accepted" in caplog.text
         acceptor.close()
     assert gate.num_open == 0 and not gate.clients
+
+
+class Bringing:
+    """In place of a listening socket: brings these clients."""
+
+    def __init__(self, clients: list[socket.socket]) -> None:
+        self._clients = clients
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if not self._clients:
+            raise BlockingIOError
+        return self._clients.pop(0), None
+
+
+async def test_a_health_check_that_is_here_already_becomes_a_connection_at_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    for (_, far), request in zip(pairs, (GOOD, HEALTH), strict=True):
+        far.setblocking(False)
+        far.send(request)
+    acceptor = acceptor_of(served)
+    with monkeypatch.context() as patched:
+        patched.setattr(acceptor, "_sock", Bringing([near for near, _ in pairs]))
+        acceptor._accept()
+    assert gate_of(served).num_open == 2
+    assert len(acceptor._silent) == len(acceptor._starting) == 1
+    for _, far in pairs:
+        answer = await asyncio.get_running_loop().sock_recv(far, 1000)
+        assert answer.startswith(b"HTTP/1.1 200")
+        far.close()
+    await until(lambda: gate_of(served).num_open == 0)
