@@ -1,4 +1,4 @@
-"""Products of rows with the matrices of their groups in NumPy, row by row, in float64."""
+"""Products of rows with the matrices of their groups in NumPy, group by group, in float64."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def grouped_matmul(
     out = np.zeros((len(x), matrices.shape[2]))
     row = 0
     for matrix, size in zip(widened(matrices, scales, zeros), group_sizes, strict=True):
-        for _ in range(size):
-            out[row] = x[row].astype(np.float64) @ matrix
-            row += 1
+        mine = slice(row, row + size)
+        out[mine] = x[mine].astype(np.float64) @ matrix
+        row += size
     return out
 
 

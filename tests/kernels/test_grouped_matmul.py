@@ -1,4 +1,4 @@
-"""Products of rows with the matrices of their groups against a reference that goes row by row."""
+"""Products of rows with the matrices of their groups against a reference in float64."""
 
 from __future__ import annotations
 
