@@ -20,7 +20,7 @@ from tests.e2e.server_process import COMMAND, END_TIMEOUT_S, ROOT, ServerProcess
 from tests.e2e.test_replicas import TINY, are
 from tests.tokenizer.test_tokenizer_folder import byte_level, write
 
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("world")]
+pytestmark = pytest.mark.long
 
 FEW_PROGRAMS = ("--max-num-reqs", "2", "--chunked-prefill-size", "16", "--max-total-tokens", "4096")
 ANSWER_LEN = 100

@@ -13,8 +13,6 @@ from jaxsgl.replicas.launch import StartError
 from tests.loading.tiny_models import tiny_model, write_folder
 from tests.offline.local_replica import Leftovers
 
-pytestmark = pytest.mark.xdist_group("tiny engine")
-
 PROMPTS = [[n + 1, 2 * n + 1, 3, 50 - n] * (n % 4 + 1) for n in range(8)]
 GREEDY = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True}
 

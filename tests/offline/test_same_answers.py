@@ -15,8 +15,6 @@ from jaxsgl.interface import EngineStats
 from jaxsgl.offline.engine import Engine
 from tests.loading.tiny_models import tiny_model, write_folder
 
-pytestmark = pytest.mark.xdist_group("same answers")
-
 type Tokens = list[list[int]]
 
 NUM_PROMPTS = 16

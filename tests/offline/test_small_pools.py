@@ -16,8 +16,6 @@ from jaxsgl.offline.engine import Engine
 from jaxsgl.replicas.launch import StartError
 from tests.loading.tiny_models import tiny_model, write_folder
 
-pytestmark = pytest.mark.xdist_group("small pools")
-
 POOL_LEN = 160
 """Tokens that the pool holds; the model's context is 256."""
 SETTINGS: dict[str, Any] = {
