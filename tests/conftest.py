@@ -1,5 +1,7 @@
 """What holds for the whole suite: which tests share a process, and how examples are chosen."""
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +14,18 @@ settings.register_profile("same every run", derandomize=True, deadline=None, pri
 # (With CI=true in the environment Hypothesis itself starts from a profile that draws the same.)
 settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
 settings.load_profile("same every run")
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """For tests that set up logging, which is the whole process's."""
+    root, of_jax = logging.getLogger(), logging.getLogger("jax")
+    before = root.level, root.handlers[:], of_jax.level
+    root.handlers.clear()  # `set_up_logging` closes those it finds
+    yield
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
+    of_jax.setLevel(before[2])
 
 
 class FilesTogether(LoadScopeScheduling):
