@@ -5,7 +5,7 @@ It needs torch, and so an environment of its own:
     python3.12 -m venv evalenv
     evalenv/bin/pip install lm-eval tenacity torch==2.13.0 transformers==5.23.0 accelerate gguf
     .venv/bin/python -m jaxsgl.serve --model-path MODEL.gguf --port 30000
-    evalenv/bin/python bench/lm_eval_agreement.py MODEL.gguf http://127.0.0.1:30000
+    evalenv/bin/python -P bench/lm_eval_agreement.py MODEL.gguf http://127.0.0.1:30000
 
 The weights and the tokenizer of the GGUF file are written to a folder in HuggingFace's form; the
 task is a JSONL file of its own, so that nothing is downloaded. lm-eval scores it twice, with its
@@ -84,7 +84,11 @@ def main() -> int:
 def export(gguf: Path, folder: Path) -> None:
     """The file's model and tokenizer as transformers reads and writes them."""
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # Its weights are plain float32 by now, and saved only if it no longer says otherwise.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 
