@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import disk_usage, rmtree
@@ -41,6 +42,9 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 NUM_PIECES = 8
 """Most devices that each read a piece of a weight of their own; more share pieces."""
+REMOVAL_PERIOD_S = 0.1
+MAX_REMOVALS = 200
+ENOUGH_TIMES_GONE = 4
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,8 +151,20 @@ def _complete_or_absent(out: Path) -> Iterator[Path]:
         # Replaces an empty folder, and nothing else.
         partial.rename(out)
     except BaseException:
-        rmtree(partial, ignore_errors=True)
+        _remove(partial)
         raise
+
+
+def _remove(folder: Path) -> None:
+    """Threads that were writing when they were interrupted go on for a moment, and bring back what
+    is removed: only a folder that stays away is gone."""
+    num_times_gone = 0
+    for _ in range(MAX_REMOVALS):
+        rmtree(folder, ignore_errors=True)
+        num_times_gone = 0 if folder.exists() else num_times_gone + 1
+        if num_times_gone == ENOUGH_TIMES_GONE:
+            return
+        time.sleep(REMOVAL_PERIOD_S)
 
 
 if __name__ == "__main__":
