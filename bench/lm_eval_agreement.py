@@ -87,7 +87,7 @@ def export(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # Its weights are plain float32 by now, and saved only if it no longer says otherwise.
     model.hf_quantizer = None
-    del model.config.quantization_config
+    del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
