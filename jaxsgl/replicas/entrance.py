@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import TracebackType
 
 
@@ -11,15 +10,9 @@ class Entrance:
 
     def __init__(self) -> None:
         self.num_inside = 0
-        self._empty = asyncio.Event()
-        self._empty.set()
-
-    async def wait_until_empty(self) -> None:
-        await self._empty.wait()
 
     def __enter__(self) -> None:
         self.num_inside += 1
-        self._empty.clear()
 
     def __exit__(
         self,
@@ -28,5 +21,3 @@ class Entrance:
         traceback: TracebackType | None,
     ) -> None:
         self.num_inside -= 1
-        if not self.num_inside:
-            self._empty.set()

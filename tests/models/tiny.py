@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxsgl.loading.model_tensors import expected_shapes
+from jaxsgl.models.attention import ForwardBatch
 from jaxsgl.models.model_config import ModelConfig, RopeScaling
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
@@ -20,6 +22,20 @@ GOLDEN_MODELS = ("tiny_llama", "tiny_llama3_rope", "tiny_qwen2")
 
 def one_device_mesh() -> Mesh:
     return Mesh(np.array(jax.devices()[:1]), ("tp",))
+
+
+def prompt_batch(num: int) -> ForwardBatch:
+    """A prompt of `num` tokens on page 1, of which all logits are wanted."""
+    return ForwardBatch(
+        token_ids=jnp.arange(7, 7 + num, dtype=jnp.int32),
+        positions=jnp.arange(num, dtype=jnp.int32),
+        write_page=jnp.ones(num, jnp.int32),
+        write_offset=jnp.arange(num, dtype=jnp.int32),
+        q_start=jnp.array([0, num], jnp.int32),
+        kv_len=jnp.array([num], jnp.int32),
+        page_table=jnp.ones((1, 1), jnp.int32),
+        logit_idx=jnp.arange(num, dtype=jnp.int32),
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from jaxsgl.models.quantization.family import quantized_family
 from jaxsgl.models.sharding import resolve_layout
 from jaxsgl.models.sharding_rules import PRESETS
 from jaxsgl.models.weights import device_bytes, load_weights
-from tests.models.tiny import RandomModel, tiny_config
+from tests.models.tiny import RandomModel, prompt_batch, tiny_config
 
 CONFIG = tiny_config(mlp_size=128, tie_embeddings=False)
 NUM_TOKENS = 12
@@ -34,16 +34,7 @@ def logits(scheme: Scheme, num_devices: int, preset: str) -> tuple[np.ndarray[An
     family = quantized_family(Llama, scheme, scheme, max_group=32)
     model = load_weights(family, CONFIG, RandomModel(CONFIG), layout, jnp.float32)
     num = NUM_TOKENS
-    batch = ForwardBatch(
-        token_ids=jnp.arange(7, 7 + num, dtype=jnp.int32),
-        positions=jnp.arange(num, dtype=jnp.int32),
-        write_page=jnp.ones(num, jnp.int32),
-        write_offset=jnp.arange(num, dtype=jnp.int32),
-        q_start=jnp.array([0, num], jnp.int32),
-        kv_len=jnp.array([num], jnp.int32),
-        page_table=jnp.ones((1, 1), jnp.int32),
-        logit_idx=jnp.arange(num, dtype=jnp.int32),
-    )
+    batch = prompt_batch(num)
     shape = (2, num, CONFIG.num_kv_heads * layout.kv_repeat, CONFIG.head_dim)
     place = layout.sharding(None, None, "kv_heads", None)
     pages = jax.device_put(jnp.zeros(shape, jnp.float32), place)

@@ -23,7 +23,7 @@ from jaxsgl.models.quantization.matrix import QuantizedMatrix
 from jaxsgl.models.registry import model_class
 from jaxsgl.models.sharding import resolve_layout
 from jaxsgl.models.weights import Model, device_bytes, load_weights
-from tests.models.tiny import RandomModel, one_device_mesh, tiny_config
+from tests.models.tiny import RandomModel, one_device_mesh, prompt_batch, tiny_config
 
 SCHEMES: tuple[Scheme, ...] = ("int8", "fp8", "int4")
 EXPERTS = Experts(num_experts=4, num_chosen=2, mlp_size=32, normalised=True)
@@ -107,16 +107,7 @@ def load(config: ModelConfig, tensors: Any, scheme: Scheme | None, **options: An
 def logits(model: Model, config: ModelConfig) -> NDArray[np.float32]:
     """Of a prompt."""
     num = NUM_TOKENS
-    batch = ForwardBatch(
-        token_ids=jnp.arange(7, 7 + num, dtype=jnp.int32),
-        positions=jnp.arange(num, dtype=jnp.int32),
-        write_page=jnp.ones(num, jnp.int32),
-        write_offset=jnp.arange(num, dtype=jnp.int32),
-        q_start=jnp.array([0, num], jnp.int32),
-        kv_len=jnp.array([num], jnp.int32),
-        page_table=jnp.ones((1, 1), jnp.int32),
-        logit_idx=jnp.arange(num, dtype=jnp.int32),
-    )
+    batch = prompt_batch(num)
     pages = jnp.zeros((config.num_layers * 2, num, config.num_kv_heads, config.head_dim))
     out, _ = _forward(model, batch, (pages,) * config.cache_arrays, AttentionKind("mixed", "xla"))
     return np.asarray(out)
