@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.kv_write.api import kv_write
+from pallas_kernels.quant_matmul.api import FLOAT8, quant_matmul
 from pallas_kernels.sampling.api import SamplingArrays, draw
 from pallas_kernels.token_mask.api import mask_logits
 
@@ -213,6 +214,43 @@ def token_mask_task(rows: int, vocab: int, backend: str) -> Task:
 def token_mask_work(rows: int, vocab: int) -> Work:
     """Logits are read and written, masks are read."""
     return Work(rows * vocab * (4 + 4 + 1 / 8))
+
+
+def quant_matmul_task(
+    scheme: str, tokens: int, outputs: int, inputs: int, backend: str, group: int = 128
+) -> Task:
+    """Tokens of bfloat16 times an int8, fp8 or int4 matrix, the last with groups and no zeros."""
+
+    def make_set(number: int) -> Arrays:
+        out = jnp.zeros((tokens, outputs), jnp.bfloat16)
+        drawn = _normal(number, (outputs, inputs), "bfloat16")
+        if scheme == "int4":
+            bits = jax.random.bits(jax.random.key(number), (outputs, inputs // 2), "uint8")
+            return out, bits, jnp.full((outputs, inputs // group), 0.01, jnp.float16)
+        values = (32 * drawn).astype(jnp.int8) if scheme == "int8" else drawn.astype(FLOAT8)
+        return out, values, jnp.full(outputs, 0.01, jnp.float32)
+
+    def call(carry: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        _, *matrix = arrays
+        out = quant_matmul(carry[0], *matrix, dtype=jnp.bfloat16, backend=backend)
+        return carry, (out, *matrix)
+
+    work = quant_matmul_work(scheme, tokens, outputs, inputs, group)
+    return Task(
+        name=f"{scheme} {tokens} x {outputs} x {inputs}",
+        work=work,
+        set_bytes=int(work.num_bytes),
+        make_carry=lambda: (_normal(0, (tokens, inputs), "bfloat16"),),
+        make_set=make_set,
+        call=call,
+    )
+
+
+def quant_matmul_work(scheme: str, tokens: int, outputs: int, inputs: int, group: int) -> Work:
+    """The matrix and tokens are read, products written."""
+    weights = outputs * inputs
+    matrix = weights / 2 + 2 * weights / group if scheme == "int4" else weights + 4 * outputs
+    return Work(matrix + 2 * tokens * (inputs + outputs), 2.0 * tokens * weights)
 
 
 def _pages_each(kv_len: int) -> int:

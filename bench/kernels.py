@@ -34,8 +34,10 @@ from bench.results import write_result
 from pallas_kernels.paged_decode.api import paged_decode
 from pallas_kernels.paged_prefill.api import paged_prefill
 
-OPS = ("decode", "prefill", "sampling", "token-mask", "kv-write")
+OPS = ("decode", "prefill", "sampling", "token-mask", "quant-matmul", "kv-write")
 VOCAB = 128256
+LLAMA_8B_MATRICES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
+"""Outputs and inputs of the products of a layer."""
 
 
 def serving_tasks(op: str, backend: str, kv_dtype: str) -> Iterator[Task]:
@@ -61,6 +63,11 @@ def serving_tasks(op: str, backend: str, kv_dtype: str) -> Iterator[Task]:
                 )
         case "token-mask":
             yield tasks.token_mask_task(256, VOCAB, backend)
+        case "quant-matmul":
+            for scheme, tokens, matrix in itertools.product(
+                ("fp8", "int8", "int4"), (1, 16, 256), LLAMA_8B_MATRICES
+            ):
+                yield tasks.quant_matmul_task(scheme, tokens, *matrix, backend)
         case _:
             for heads, tokens in itertools.product((LLAMA_8B, QWEN2_7B), (256, 2048)):
                 yield tasks.kv_write_task(heads, tokens, 4096, dtype)
@@ -79,6 +86,8 @@ def smoke_tasks(op: str, backend: str) -> Iterator[Task]:
             yield tasks.sampling_task(2, 300, backend, temperature=1, top_k=50, top_p=0.9)
         case "token-mask":
             yield tasks.token_mask_task(2, 300, backend)
+        case "quant-matmul":
+            yield tasks.quant_matmul_task("int4", 2, 40, 256, backend)
         case _:
             yield tasks.kv_write_task(TINY, 5, 4, "float32")
 

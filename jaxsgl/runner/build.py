@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +89,15 @@ def build_runner(
 
     # Held while everything else finds its place: what is left over must lie in one piece.
     room = None if memory is None else _take_room(mesh, memory.steps)
-    model = parts.form.load(
-        checkpoint,
-        layout,
-        parts.dtype,
-        lambda done, total: progress("loading weights", done, total),
-    )
     programs = parts.programs(abstract, layout, limits)
-    bytes_per_step = programs.compile(
-        lambda done, total: progress("compiling programs", done, total)
-    )
+    with _compiling(programs, progress) as compiling:
+        model = parts.form.load(
+            checkpoint,
+            layout,
+            parts.dtype,
+            lambda done, total: progress("loading weights", done, total),
+        )
+    bytes_per_step = compiling.result()
     if memory is not None:
         memory = dataclasses.replace(memory, steps=bytes_per_step)
         log.info("memory of each device:\n%s", memory.table())
@@ -113,6 +114,25 @@ def build_runner(
         room.delete()
     runner.warm_up()
     return runner
+
+
+@contextlib.contextmanager
+def _compiling(programs: Programs, progress: Progress) -> Iterator[Future[int]]:
+    """Programs are traced while the body runs, and compiled once it has ended; the result is that
+    of `Programs.compile`."""
+    loaded: Future[None] = Future()
+    with ThreadPoolExecutor(1, "trace") as thread:
+        compiling = thread.submit(
+            programs.compile,
+            lambda done, total: progress("compiling programs", done, total),
+            loaded,
+        )
+        try:
+            yield compiling
+        except BaseException:
+            loaded.cancel()
+            raise
+        loaded.set_result(None)
 
 
 def _take_room(mesh: Mesh, num_bytes: int) -> jax.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -130,16 +130,21 @@ class Programs:
         self.open = opening_program(layout, limits.vocab_size)
         self.update = {size: update_program(layout, size) for size in UPDATE_SIZES}
 
-    def compile(self, progress: Callable[[int, int], None]) -> int:
+    def compile(
+        self, progress: Callable[[int, int], None], may_begin: Future[None] | None = None
+    ) -> int:
         """Compile every program; bytes per device that the largest step needs for itself.
 
         A later call with arrays of the declared shapes and places finds the program. `progress` is
         called with programs compiled and programs in all. Choosing among algorithms takes device
-        memory: KV pages are allocated afterwards.
+        memory, and nothing else may keep the devices busy meanwhile: KV pages are allocated
+        afterwards, and until `may_begin` has a result programs are only traced. Raises
+        CancelledError if that is cancelled.
         """
         calls = self.calls()
         by_kind: dict[ProgramKind, int] = {}
-        for call, num_bytes in zip(calls, compile_all(calls, progress), strict=True):
+        sizes = compile_all(calls, progress, may_begin or _done())
+        for call, num_bytes in zip(calls, sizes, strict=True):
             by_kind[call.kind] = max(by_kind.get(call.kind, 0), num_bytes)
         return by_kind["forward"] + by_kind["mask"] + by_kind["draw"]
 
@@ -303,19 +308,37 @@ def _state_program(
     return StateProgram(fields, jitted, writes)
 
 
-def compile_all(calls: Sequence[Call], progress: Callable[[int, int], None]) -> list[int]:
+def compile_all(
+    calls: Sequence[Call], progress: Callable[[int, int], None], may_begin: Future[None]
+) -> list[int]:
     """Compile each program for its arguments, several at a time; the bytes that each needs besides
     its arguments.
 
     XLA compiles without holding the interpreter's lock, tracing holds it: so this thread traces and
     the others compile.
     """
+
+    def compile_one(lowered: Any) -> Any:
+        may_begin.result()
+        return lowered.compile()
+
     num_threads = max(2, (os.cpu_count() or 2) // 2)
     with ThreadPoolExecutor(num_threads, "compile") as threads:
-        compiling = [threads.submit(call.run.lower(*call.args).compile) for call in calls]
-        for done, _ in enumerate(as_completed(compiling), start=1):
+        compiling: list[Future[Any]] = []
+        for call in calls:
+            if may_begin.cancelled():
+                break
+            compiling.append(threads.submit(compile_one, call.run.lower(*call.args)))
+        for done, future in enumerate(as_completed(compiling), start=1):
+            future.result()
             progress(done, len(calls))
         return [_own_bytes(future.result()) for future in compiling]
+
+
+def _done() -> Future[None]:
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
 
 
 def _own_bytes(compiled: Any) -> int:

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.four_bits import both_halves
+from pallas_kernels.quant_matmul.triton_one_token import one_token_matmul
 
 MIN_DOT_ROWS = 16
 MAX_TILE_TOKENS = 64
@@ -43,6 +44,8 @@ def quant_matmul(
 ) -> jax.Array:
     """See `api.quant_matmul`."""
     (tokens, num_inputs), outputs = x.shape, values.shape[0]
+    if tokens == 1:
+        return one_token_matmul(x, values, scales, zeros, dtype=dtype, interpret=interpret)
     if scales.ndim == 1:
         block = _largest_power_of_two(num_inputs, BLOCK_INPUTS)
         matrix = [values]

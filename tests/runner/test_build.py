@@ -1,3 +1,5 @@
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxsgl.config import ConfigError, EngineConfig
+from jaxsgl.loading.errors import CheckpointError
 from jaxsgl.models.llama import Llama
 from jaxsgl.models.sharding import resolve_layout
 from jaxsgl.models.weights import device_bytes
@@ -13,7 +16,7 @@ from jaxsgl.runner.build import build_runner, choose_backend, plan_memory, step_
 from jaxsgl.runner.kv_cache import page_bytes
 from jaxsgl.runner.memory import GIB
 from jaxsgl.runner.platform import PLATFORMS
-from tests.models.tiny import RandomModel, golden_model, one_device_mesh, tiny_config
+from tests.models.tiny import GoldenModel, RandomModel, golden_model, one_device_mesh, tiny_config
 from tests.runner.driver import Driver
 
 
@@ -176,3 +179,20 @@ def test_heads_that_triton_cannot_load_go_to_xla(head_dim):
     with pytest.raises(ConfigError, match=f"dimensions, not {head_dim}"):
         choose_backend(EngineConfig(attention_backend="triton"), gpu, model)
     assert choose_backend(EngineConfig(), gpu, tiny_config(head_dim=96)) == "triton"
+
+
+class Torn(GoldenModel):
+    def tensor(self, name):
+        raise CheckpointError("torn")
+
+
+def test_a_checkpoint_that_cannot_be_read_ends_the_compilation(tmp_path):
+    golden, reports = golden_model("tiny_llama"), []
+    torn = Torn(golden.config, golden.tensors, golden.input_ids, golden.logits)
+    with pytest.raises(CheckpointError, match="torn"):
+        build_runner(small(tmp_path), torn, lambda *report: reports.append(report))
+    assert reports == []
+    assert not any(tmp_path.iterdir())  # nothing was compiled
+    assert not [
+        each for each in threading.enumerate() if each.name.startswith(("trace", "compile"))
+    ]

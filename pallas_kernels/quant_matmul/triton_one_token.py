@@ -1,0 +1,160 @@
+"""One token times a quantised matrix, for Pallas-Triton: without tensor cores, which would fill
+tiles of 16 tokens and need the matrix in an order of their own.
+
+A program of one warp computes some outputs. Its threads lie along the inputs, each with a chunk of
+every row, loaded one block ahead, and with the part of the token that belongs to it. They add up
+what they have at the end.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from pallas_kernels.four_bits import MIDDLE, RAISED_BY, raised_halves
+from pallas_kernels.triton_instructions import multiply_add, widened_float8
+
+TILE_OUTPUTS = 4
+"""Of a program. More would share the token's loads further, and leave multiprocessors idle."""
+CHUNK = 8
+"""Bytes of a row that a thread loads at once: as many as fit its load of the token."""
+MAX_CHUNKS = 64
+"""Of a row at a time, two for each thread."""
+
+
+def one_token_matmul(
+    x: jax.Array,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    dtype: Any,
+    interpret: bool = False,
+) -> jax.Array:
+    """`api.quant_matmul` with x [1, in]."""
+    outputs, num_bytes = values.shape
+    chunks = _power_of_two(num_bytes // CHUNK, MAX_CHUNKS)
+    tile = _eight_bits if scales.ndim == 1 else _four_bits
+    matrix = [values, scales] if zeros is None else [values, scales, zeros]
+
+    def whole(array: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
+
+    return pl.pallas_call(
+        functools.partial(tile, chunks=chunks, tile_outputs=TILE_OUTPUTS, interpret=interpret),
+        grid=(pl.cdiv(outputs, TILE_OUTPUTS),),
+        in_specs=[whole(array) for array in (x, *matrix)],
+        out_specs=pl.BlockSpec((1, outputs), lambda _: (0, 0)),
+        out_shape=jax.ShapeDtypeStruct((1, outputs), dtype),
+        compiler_params=plt.CompilerParams(num_warps=1, num_stages=1),
+        interpret=interpret,
+        name="one_token_matmul",
+    )(x, *matrix)
+
+
+def _power_of_two(size: int, limit: int) -> int:
+    """The largest that divides `size`, up to `limit`."""
+    return min(size & -size, 1 << (limit.bit_length() - 1))
+
+
+def _inside(chunks: int) -> jax.Array:
+    """Places in a block, chunk by chunk."""
+    chunk, place = (jnp.arange(size, dtype=jnp.int32) for size in (chunks, CHUNK))
+    return chunk[:, None] * CHUNK + place[None, :]
+
+
+def _my_outputs(tile_outputs: int, outputs: int) -> jax.Array:
+    """Beyond the last, the last again: what is loaded is there, what is stored twice is equal."""
+    mine = pl.program_id(0) * tile_outputs + jnp.arange(tile_outputs, dtype=jnp.int32)
+    return jnp.minimum(mine, outputs - 1)
+
+
+def _eight_bits(
+    x_ref: Any,
+    values_ref: Any,
+    scales_ref: Any,
+    out_ref: Any,
+    *,
+    chunks: int,
+    tile_outputs: int,
+    interpret: bool,
+) -> None:
+    """values_ref [out, in], scales_ref [out]."""
+    outputs, num_inputs = values_ref.shape
+    output = _my_outputs(tile_outputs, outputs)
+    inside = _inside(chunks)
+    block = chunks * CHUNK
+
+    def load(begin: jax.Array | int) -> jax.Array:
+        return plt.load(values_ref.at[output[:, None, None], (begin + inside)[None]])
+
+    def add(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        sums, values = carry
+        begin = index * block
+        following = load(jnp.minimum(begin + block, num_inputs - block))
+        x = plt.load(x_ref.at[0, begin + inside]).astype(jnp.float32)
+        if values.dtype == jnp.float8_e4m3fn:
+            wide = widened_float8(values, interpret=interpret)
+        else:
+            wide = values.astype(jnp.float32)
+        return multiply_add(wide, x[None], sums, interpret=interpret), following
+
+    nothing = jnp.zeros((tile_outputs, chunks, CHUNK), jnp.float32)
+    sums, _ = lax.fori_loop(0, num_inputs // block, add, (nothing, load(0)))
+    out = sums.sum(2).sum(1) * plt.load(scales_ref.at[output])
+    plt.store(out_ref.at[0, output], out.astype(out_ref.dtype))
+
+
+def _four_bits(
+    x_ref: Any,
+    values_ref: Any,
+    scales_ref: Any,
+    *refs: Any,
+    chunks: int,
+    tile_outputs: int,
+    interpret: bool,
+) -> None:
+    """values_ref [out, in / 2], scales_ref and zeros_ref [out, groups]. Without zeros_ref zeros are
+    8."""
+    *zeros_refs, out_ref = refs
+    (outputs, num_bytes), groups = values_ref.shape, scales_ref.shape[1]
+    half = num_bytes // groups
+    output = _my_outputs(tile_outputs, outputs)
+    chunk = jnp.arange(chunks, dtype=jnp.int32)
+    inside = _inside(chunks)
+    block = chunks * CHUNK
+
+    def load(begin: jax.Array | int) -> tuple[jax.Array, ...]:
+        """From that byte of each row on: the bytes, and the scale and zero of each chunk."""
+        packed = plt.load(values_ref.at[output[:, None, None], (begin + inside)[None]])
+        group = lax.div(begin + chunk * CHUNK, half)
+        mine = (output[:, None], group[None, :])
+        return packed, *(plt.load(ref.at[mine]) for ref in (scales_ref, *zeros_refs))
+
+    def add(index: jax.Array, carry: Any) -> Any:
+        total, (packed, scale, *zeros) = carry
+        begin = index * block
+        following = load(jnp.minimum(begin + block, num_bytes - block))
+        # A byte's low half belongs to an input as far into its group, its high half to one half a
+        # group later.
+        place = begin + inside
+        place += lax.div(place, half) * half
+        low_x, high_x = (
+            plt.load(x_ref.at[0, place + further]).astype(jnp.float32) for further in (0, half)
+        )
+        low, high = raised_halves(packed, interpret=interpret)
+        high_products = high * high_x[None]
+        raised = multiply_add(low, low_x[None], high_products, interpret=interpret).sum(2)
+        zero = zeros[0].astype(jnp.float32) if zeros else float(MIDDLE)
+        part = raised - (zero + RAISED_BY) * (low_x + high_x).sum(1)[None]
+        return multiply_add(part, scale.astype(jnp.float32), total, interpret=interpret), following
+
+    nothing = jnp.zeros((tile_outputs, chunks), jnp.float32)
+    total, _ = lax.fori_loop(0, num_bytes // block, add, (nothing, load(0)))
+    plt.store(out_ref.at[0, output], total.sum(1).astype(out_ref.dtype))
