@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 
 from jaxsgl.actors.actor import Actor, Envelope
 from jaxsgl.actors.mailbox import Mailbox, MailboxClosed
 from jaxsgl.actors.service import ServiceDead
 from jaxsgl.interface import ChatPrompt, InvalidRequest, Prompt, TextPrompt, TokenPrompt
+from jaxsgl.token_ids import token_array
 from jaxsgl.tokenizer import TokenizerError
 
 
@@ -68,7 +70,14 @@ class TextActor(Actor[Prompt | Decode]):
         """Token ids of a prompt, at least one, each below the vocabulary's size.
 
         Raises InvalidRequest, or ServiceDead when the actor has ended.
+
+        Token ids are looked at here and now: prompts that come together go on together, and their
+        first step is one for all.
         """
+        if isinstance(prompt, TokenPrompt):
+            if self.mailbox.closed:
+                raise ServiceDead(f"{self.name} has ended")
+            return encode_prompt(self.tokenizer, prompt)
         return await self.ask(prompt)
 
     async def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
@@ -100,10 +109,6 @@ class TextActor(Actor[Prompt | Decode]):
         self._long.drain()
 
     async def handle(self, message: Prompt | Decode) -> list[int] | str:
-        if isinstance(message, TokenPrompt):
-            # A look at each id, no more; but of many long prompts at once that is a long look.
-            await asyncio.sleep(0)
-            return encode_prompt(self.tokenizer, message)
         loop = asyncio.get_running_loop()
         if isinstance(message, Decode):
             return await loop.run_in_executor(self._threads, decode_ids, self.tokenizer, message)
@@ -188,7 +193,14 @@ def decode_ids(tokenizer: PromptTokenizer, message: Decode) -> str:
 
 def _check_token_ids(token_ids: list[int], vocab_size: int) -> None:
     """Bools and floats are refused: they would index the embedding like integers."""
-    if set(map(type, token_ids)) - {int}:
-        raise InvalidRequest("prompt must be text or a list of token ids", param="prompt")
-    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+    try:
+        msgspec.convert(token_ids, list[int])
+    except msgspec.ValidationError:
+        message = "prompt must be text or a list of token ids"
+        raise InvalidRequest(message, param="prompt") from None
+    try:
+        within = not token_ids or int(token_array(token_ids).view(np.uint32).max()) < vocab_size
+    except OverflowError:
+        within = False
+    if not within:
         raise InvalidRequest(f"token ids must be from 0 to {vocab_size - 1}", param="prompt")

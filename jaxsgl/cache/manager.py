@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ from jaxsgl.cache.page_hash import page_hashes, root_hash
 from jaxsgl.cache.page_pool import CACHE, PagePool
 from jaxsgl.cache.prefix_journal import PrefixJournal
 from jaxsgl.cache.radix_tree import RadixTree
+from jaxsgl.token_ids import token_array
 
 TokenIds = Sequence[int] | NDArray[np.int32]
 """An int32 array is the cheap form; anything else is converted first."""
@@ -271,7 +271,7 @@ class KVCacheManager:
             if part.dtype != np.int32:
                 raise TypeError(f"token ids are int32, not {part.dtype}")
             return part.tobytes()
-        return array("i", part).tobytes()
+        return token_array(part).tobytes()
 
     def _require_open(self, lease: Lease) -> None:
         if lease.state is not LeaseState.OPEN:

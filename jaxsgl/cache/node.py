@@ -122,10 +122,10 @@ def split(node: Node, offset: int, page_bytes: int) -> Node:
 
 
 def path_pages(receipt: Receipt) -> NDArray[np.int32]:
-    """The pages that a receipt protects, from the root down."""
+    """The pages that a receipt protects, from the root down; not to be written to."""
     parts = [receipt.node.pages[: receipt.offset]]
     node = receipt.node.parent
-    while node is not None:
+    while node is not None and node.parent is not None:
         parts.append(node.pages)
         node = node.parent
-    return np.concatenate(parts[::-1])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts[::-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack, cast
@@ -98,7 +98,7 @@ def make_call(
         samplings = [parse_sampling(sampling_params)] * count
     else:
         samplings = [parse_sampling(params) for params in sampling_params]
-    rid = options.get("rid") or [uuid.uuid4().hex for _ in prompts]
+    rid = options.get("rid") or [secrets.token_hex(16) for _ in prompts]
     ids = [rid] if isinstance(rid, str) else rid
     for name, values in (("sampling_params", samplings), ("rid", ids)):
         if len(values) != count:

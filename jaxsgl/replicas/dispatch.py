@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 from collections.abc import Callable, Sequence
 
@@ -16,6 +15,7 @@ from jaxsgl.replicas.proxy import ReplicaProxy
 from jaxsgl.replicas.routing.load import Guard, Job
 from jaxsgl.replicas.routing.policies import Policy
 from jaxsgl.replicas.seat import COMING, Seat
+from jaxsgl.token_ids import token_array
 
 
 class Place:
@@ -201,6 +201,6 @@ class Dispatcher:
         if journey.prefix_names is None:
             admit = journey.admit
             root = root_hash(admit.cache_namespace)
-            tokens = array.array("i", admit.prompt_ids).tobytes()
+            tokens = token_array(admit.prompt_ids).tobytes()
             journey.prefix_names = tuple(page_hashes(root, tokens, page_size * TOKEN_BYTES))
         return Job(journey.known_len, page_size, journey.prefix_names)

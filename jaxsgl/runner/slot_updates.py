@@ -22,9 +22,9 @@ class UpdateSize(NamedTuple):
     num_draws: int
 
 
-UPDATE_SIZES = (UpdateSize(64, 8), UpdateSize(2048, 256))
+UPDATE_SIZES = (UpdateSize(64, 8), UpdateSize(16384, 256))
 """Most steps open a few slots at most, and add a page to some; a burst of cached prompts brings
-thousands of pages."""
+thousands of pages: those of 256 prompts of 1,024 tokens come in one call."""
 NO_SLOT = 2**31 - 1
 """Padding changes a slot that does not exist."""
 

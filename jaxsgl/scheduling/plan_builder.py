@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +49,8 @@ class PlanBuilder:
         self._logit_idx: list[int] = []
         self._logit_start = [0]
         self._logit_target: list[int] = []
-        self._edits: list[NDArray[np.int32]] = [_NO_EDITS]
+        self._edits: list[tuple[int, int, NDArray[np.int32]]] = []
+        """(slot, first index in its page table, pages from there on)"""
         self._openings: list[SlotOpening] = []
         self._constrained: list[ConstrainedDraw] = []
         self._num_top_logprobs: int | None = None
@@ -121,13 +121,9 @@ class PlanBuilder:
         self.edit_pages(request.slot, 0, pages)
         request.page_order = page_order(pages)
 
-    def edit_pages(self, slot: int, first: int, pages: Sequence[int] | NDArray[np.int32]) -> None:
+    def edit_pages(self, slot: int, first: int, pages: NDArray[np.int32]) -> None:
         """Set entries `first`, `first + 1`, ... of the slot's page table."""
-        edits = np.empty((len(pages), 3), np.int32)
-        edits[:, 0] = slot
-        edits[:, 1] = np.arange(first, first + len(pages))
-        edits[:, 2] = pages
-        self._edits.append(edits)
+        self._edits.append((slot, first, pages))
 
     def add_row(self, request: Request, num_tokens: int) -> None:
         """Give the request the next `num_tokens` of the tokens it wants, and advance its
@@ -189,13 +185,27 @@ class PlanBuilder:
             logit_idx=np.array(self._logit_idx, np.int32),
             logit_start=np.array(self._logit_start, np.int32),
             logit_target=np.array(self._logit_target, np.int32),
-            page_edits=np.concatenate(self._edits),
+            page_edits=self._page_edits(),
             packs=packs,
             openings=tuple(self._openings),
             num_top_logprobs=self._num_top_logprobs,
             wants_hidden=self._wants_hidden,
             constrained=tuple(self._constrained),
         )
+
+    def _page_edits(self) -> NDArray[np.int32]:
+        """All at once: hundreds of rows may open or grow in one step."""
+        if not self._edits:
+            return _NO_EDITS
+        slots, firsts, pages = zip(*self._edits, strict=True)
+        counts = np.array([len(each) for each in pages], np.int32)
+        begins = np.cumsum(counts, dtype=np.int32) - counts
+        edits = np.empty((int(counts.sum()), 3), np.int32)
+        edits[:, 0] = np.repeat(np.array(slots, np.int32), counts)
+        edits[:, 1] = np.arange(len(edits), dtype=np.int32)
+        edits[:, 1] += np.repeat(np.array(firsts, np.int32) - begins, counts)
+        edits[:, 2] = np.concatenate(pages)
+        return edits
 
     def _pack(self, sharing: PrefixSharing) -> StepPacks | None:
         """Bring rows of single tokens that begin alike together, if that is worth it."""

@@ -16,7 +16,7 @@ from jaxsgl.scheduling.pacing import Pace
 from jaxsgl.scheduling.placements import Placements
 from jaxsgl.scheduling.plan_builder import PlanBuilder
 from jaxsgl.scheduling.policies import WINDOW
-from jaxsgl.scheduling.prefix_sharing import is_worth_waiting
+from jaxsgl.scheduling.prefix_sharing import is_computing, is_worth_waiting
 from jaxsgl.scheduling.request import Request, Status
 from jaxsgl.scheduling.settings import SchedulingSettings
 from jaxsgl.scheduling.tenant_quota import TenantQuota
@@ -212,7 +212,7 @@ class Planner:
         if not (len(self._waiting) and self._places.num_free_slots and builder.rows_left):
             return
         num_reserved = self._admission.num_reserved(self._places.running)
-        prefilling = [r for r in self._places.running if not r.published]
+        prefilling = [r for r in self._places.running if is_computing(r)]
         in_order = self._waiting.in_order()
         if self._cache.num_free < self._admission.num_needed(in_order[0]):
             self._keep_what_is_waited_for(in_order)
@@ -222,8 +222,14 @@ class Planner:
                 return
             if request.tenant in barred:
                 continue
-            if self._settings.share_prefixes and is_worth_waiting(
-                request, self._cache.match_len(request.namespace, request.known_ids()), prefilling
+            if (
+                prefilling
+                and self._settings.share_prefixes
+                and is_worth_waiting(
+                    request,
+                    self._cache.match_len(request.namespace, request.known_ids()),
+                    prefilling,
+                )
             ):
                 continue
             if not self._may_join(request):
@@ -233,7 +239,8 @@ class Planner:
             if num_more is None:
                 return
             num_reserved += num_more
-            prefilling.append(request)
+            if is_computing(request):
+                prefilling.append(request)
             self._waiting.admit(request)
 
     def _keep_what_is_waited_for(self, in_order: list[Request]) -> None:

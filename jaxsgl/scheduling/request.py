@@ -12,6 +12,7 @@ from jaxsgl.grammar.constraint import Constraint
 from jaxsgl.grammar.pattern_dfa import pattern_dfa
 from jaxsgl.interface import Finish, SamplingParams, TokenLogprob
 from jaxsgl.scheduling.stop_matcher import StopMatcher
+from jaxsgl.token_ids import token_array
 
 
 class Status(Enum):
@@ -150,7 +151,7 @@ class Request:
     def known_ids(self) -> NDArray[np.int32]:
         """`tokens` as an array; cheap while the request waits and nothing is added."""
         if len(self._known_ids) != len(self.tokens):
-            self._known_ids = np.array(self.tokens, np.int32)
+            self._known_ids = token_array(self.tokens)
         return self._known_ids
 
     @property

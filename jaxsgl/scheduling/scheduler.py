@@ -230,9 +230,11 @@ class Scheduler:
         request.finish = finish
         self._rows.append(row_output(request, [], held_text(request), None))
         self._retire(request)
+        self._release_retired()
 
     def _retire(self, request: Request) -> None:
-        """The request has its `finish`: take it out of everything."""
+        """The request has its `finish`: take it out of everything. What it holds comes back with
+        `_release_retired`."""
         assert request.finish is not None
         if request.finish.kind in ("abort", "shutdown"):
             self._num_aborted += 1
@@ -246,7 +248,6 @@ class Scheduler:
             self._forget(request)
         else:
             self._places.leave(request, Status.FINISHING)
-            self._release_retired()
 
     def _release_retired(self) -> None:
         oldest = self._in_flight[0].plan.step_id if self._in_flight else None

@@ -37,6 +37,7 @@ async def test_the_three_kinds_of_prompt(text):
         (TokenPrompt([-1]), "prompt"),
         (TokenPrompt([1, 256]), "prompt"),
         (TokenPrompt([True]), "prompt"),
+        (TokenPrompt([2**40]), "prompt"),
         (TokenPrompt([1.0]), "prompt"),  # pyright: ignore[reportArgumentType]
         (TokenPrompt(["1"]), "prompt"),  # pyright: ignore[reportArgumentType]
         (ChatPrompt([]), "messages"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import front_end, host_cost, host_step, offline, overload, slow_readers
+from bench import front_end, host_cost, host_path, host_step, offline, overload, slow_readers
 from tests.offline.local_replica import open_engine
 
 
@@ -35,6 +35,14 @@ def test_host_costs(capsys):
     for line in lines:
         _, _, best, _, median = line.split()
         assert 0 < float(best) <= float(median)
+
+
+def test_the_host_path_of_a_burst():
+    summary = host_path.burst(num_rows=4, prompt_len=40, num_tokens=3, repeats=2)
+    assert summary["burst_steps"] == {"best": 3, "median": 3}
+    for name in ("before_first_dispatch", "after_last_result", "beyond_the_steps"):
+        figures = summary[f"burst_{name}_ms"]
+        assert 0 < figures["best"] <= figures["median"]
 
 
 def test_a_large_tree_has_the_leaves_it_says():

@@ -112,6 +112,15 @@ def test_more_prompts_than_the_queue_takes_wait():
         check_idle(engine)
 
 
+def test_prompts_of_token_ids_that_come_together_share_every_step():
+    runner = FakeRunner(make_limits(num_slots=8, max_tokens=64))
+    with open_engine(runner) as engine:
+        prompts = [[row + 1, 2, 3] for row in range(8)]
+        params = {"max_new_tokens": 5, "ignore_eos": True}
+        engine.generate(input_ids=prompts, sampling_params=params)
+    assert [plan.num_rows for plan in runner.plans] == [8] * 5
+
+
 def test_log_probabilities(engine):
     answer = engine.generate(
         input_ids=[5, 6, 7], sampling_params=SHORT, return_logprob=True, logprob_start_len=0

@@ -26,9 +26,10 @@ class PrefixSketch:
         self._cached.difference_update(dropped)
         self._cached.update(added)
 
-    def expect(self, names: Iterable[bytes]) -> None:
+    def expect(self, names: Sequence[bytes]) -> None:
         """A prompt of these prefixes was sent to the replica."""
-        self._coming.update(names)
+        if names:  # which would take a while to find out
+            self._coming.update(names)
 
     def expect_no_more(self, names: Iterable[bytes]) -> None:
         """Take back one `expect`: what became of the prompt is known by now."""
