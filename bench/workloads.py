@@ -1,12 +1,12 @@
 """The workloads by which other engines were measured, through the engine in this process:
 `python -m bench.workloads --model-path … --load-format dummy --skip-tokenizer-init`.
 
-- latency: one prompt of 1,024 tokens; time to first token, and time per token after it, from a run
-  of 1 token and one of 257.
+- latency: one prompt of 1,024 tokens; time to first token, the median of five, and time per token
+  after it, from that and a run of 257.
 - decode: 32, 128 and 256 prompts of 1,024 tokens that were served before, 129 tokens each; the
   run's time divided by 129.
-- throughput: 512 prompts of 1,024 tokens, 256 tokens each (W1); then prompts of 64 to 2,047 tokens
-  at temperature 1 (W1b).
+- throughput: 512 prompts of 1,024 tokens, 256 tokens each (W1).
+- varied: the same with prompts of 64 to 2,047 tokens, at temperature 1 (W1b).
 - prefix: 512 prompts of one of 8 prefixes of 2,048 tokens and 128 tokens of their own, 128 tokens
   each (W3).
 
@@ -16,6 +16,7 @@ Prompts are random token ids; no answer ends early.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ PROMPT_LEN = 1024
 class WorkloadBench:
     """bench"""
 
-    workloads: str = option("latency,decode,throughput,prefix", "which to run, separated by commas")
+    workloads: str = option(
+        "latency,decode,throughput,varied,prefix", "which to run, separated by commas"
+    )
     rows: str = option("32,128,256", "sizes of the decode workload, separated by commas")
     scale: float = option(
         1.0, "shrinks prompts, answers and batches, for a trial on a slow machine"
@@ -57,7 +60,9 @@ class Workloads:
     def latency(self) -> dict[str, float]:
         num_tokens = self._size(256)
         self._time([self._ids(self._size(PROMPT_LEN))], 16)
-        first_s = self._time([self._ids(self._size(PROMPT_LEN))], 1)
+        first_s = statistics.median(
+            self._time([self._ids(self._size(PROMPT_LEN))], 1) for _ in range(5)
+        )
         whole_s = self._time([self._ids(self._size(PROMPT_LEN))], num_tokens + 1)
         return {
             "ttft_ms": first_s * 1e3,
@@ -77,16 +82,17 @@ class Workloads:
         return figures
 
     def throughput(self) -> dict[str, float]:
-        num_prompts, num_tokens = self._size(512), self._size(256)
-        prompts = [self._ids(self._size(PROMPT_LEN)) for _ in range(num_prompts)]
-        equal_s = self._time(prompts, num_tokens)
-        lengths = self._rng.integers(64, 2048, num_prompts)
-        prompts = [self._ids(self._size(int(length))) for length in lengths]
-        varied_s = self._time(prompts, num_tokens, temperature=1.0)
-        return {
-            "w1_output_tokens_per_s": num_prompts * num_tokens / equal_s,
-            "w1b_output_tokens_per_s": num_prompts * num_tokens / varied_s,
-        }
+        return self._rate("w1", [PROMPT_LEN] * self._size(512))
+
+    def varied(self) -> dict[str, float]:
+        lengths = self._rng.integers(64, 2048, self._size(512)).tolist()
+        return self._rate("w1b", lengths, temperature=1.0)
+
+    def _rate(self, name: str, lengths: list[int], temperature: float = 0.0) -> dict[str, float]:
+        num_tokens = self._size(256)
+        prompts = [self._ids(self._size(length)) for length in lengths]
+        elapsed_s = self._time(prompts, num_tokens, temperature)
+        return {f"{name}_output_tokens_per_s": len(prompts) * num_tokens / elapsed_s}
 
     def prefix(self) -> dict[str, float]:
         num_prompts, num_tokens = self._size(512), self._size(128)

@@ -46,12 +46,16 @@ CASES = (
     Case("int4, groups of 64", "int4", 5, 48, 576, group=64),
     Case("int4, groups of 32", "int4", 1, 32, 96, group=32),
     Case("int4, no zeros", "int4", 2, 40, 640, symmetric=True),
+    Case("int4, one token, no zeros", "int4", 1, 42, 1280, symmetric=True),
+    Case("int4, one token, groups of 64", "int4", 1, 16, 576, group=64),
     Case("int8, one token", "int8", 1, 64, 512),
+    Case("int8, one token, outputs that fill no tile", "int8", 1, 42, 576),
     Case("int8, a batch", "int8", 20, 40, 576),
     Case("int8, few inputs", "int8", 3, 16, 96),
     Case("float8, one token", "float8", 1, 64, 512),
     Case("float8, a batch", "float8", 20, 40, 576),
     Case("float8 times float32", "float8", 3, 40, 576, wide_x=True),
+    Case("float8 times float32, one token", "float8", 1, 40, 576, wide_x=True),
 )
 
 

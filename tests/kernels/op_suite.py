@@ -7,7 +7,7 @@ reference comes with controls: outputs known to be wrong, which the same asserti
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -130,9 +130,14 @@ def compiled_kernel(op: Callable[..., jax.Array], backend: str, options: tuple[A
 class OnGpu:
     """Mixed into a suite that must not pass on anything else."""
 
+    backend: ClassVar[str]
+
     @pytest.fixture(autouse=True)
-    def gpu(self) -> None:
+    def gpu(self) -> Iterator[None]:
         assert jax.default_backend() == "gpu"
+        # As for models in float32: else XLA rounds what it multiplies to 10 bits (TF32).
+        with jax.default_matmul_precision("highest" if self.backend == "xla" else None):
+            yield
 
 
 class PagedDecodeSuite:
