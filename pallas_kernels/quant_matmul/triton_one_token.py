@@ -2,13 +2,14 @@
 tiles of 16 tokens and need the matrix in an order of their own.
 
 A program of one warp computes some outputs. Its threads lie along the inputs, each with a chunk of
-every row, loaded one block ahead, and with the part of the token that belongs to it. They add up
-what they have at the end.
+every row and the part of the token that belongs to it, loaded one block ahead. They add up what
+they have at the end.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ CHUNK = 8
 """Bytes of a row that a thread loads at once: as many as fit its load of the token."""
 MAX_CHUNKS = 64
 """Of a row at a time, two for each thread."""
+
+LOAD_AHEAD = True
 
 
 def one_token_matmul(
@@ -69,6 +72,30 @@ def _inside(chunks: int) -> jax.Array:
     return chunk[:, None] * CHUNK + place[None, :]
 
 
+def _over_blocks(
+    load: Callable[[Any], Any],
+    add: Callable[[jax.Array, Any], jax.Array],
+    total: jax.Array,
+    block: int,
+    end: int,
+) -> jax.Array:
+    """`total` after `add` has taken in what `load` finds at every block."""
+    if not LOAD_AHEAD:
+        return lax.fori_loop(0, end // block, lambda i, t: add(t, load(i * block)), total)
+
+    def step(index: jax.Array, carry: Any) -> Any:
+        total, loaded = carry
+        following = load(jnp.minimum((index + 1) * block, end - block))
+        return add(total, loaded), following
+
+    return lax.fori_loop(0, end // block, step, (total, load(0)))[0]
+
+
+def _stream(ref: Any) -> jax.Array:
+    """What is read once, past the cache that keeps the token."""
+    return plt.load(ref, eviction_policy="evict_first")
+
+
 def _my_outputs(tile_outputs: int, outputs: int) -> jax.Array:
     """Beyond the last, the last again: what is loaded is there, what is stored twice is equal."""
     mine = pl.program_id(0) * tile_outputs + jnp.arange(tile_outputs, dtype=jnp.int32)
@@ -91,22 +118,23 @@ def _eight_bits(
     inside = _inside(chunks)
     block = chunks * CHUNK
 
-    def load(begin: jax.Array | int) -> jax.Array:
-        return plt.load(values_ref.at[output[:, None, None], (begin + inside)[None]])
+    def load(begin: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        place = begin + inside
+        return _stream(values_ref.at[output[:, None, None], place[None]]), plt.load(
+            x_ref.at[0, place]
+        )
 
-    def add(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        sums, values = carry
-        begin = index * block
-        following = load(jnp.minimum(begin + block, num_inputs - block))
-        x = plt.load(x_ref.at[0, begin + inside]).astype(jnp.float32)
+    def add(sums: jax.Array, loaded: tuple[jax.Array, jax.Array]) -> jax.Array:
+        values, x = loaded
         if values.dtype == jnp.float8_e4m3fn:
             wide = widened_float8(values, interpret=interpret)
         else:
             wide = values.astype(jnp.float32)
-        return multiply_add(wide, x[None], sums, interpret=interpret), following
+        x = x.astype(jnp.float32)[None]
+        return multiply_add(wide, x, sums, interpret=interpret)
 
-    nothing = jnp.zeros((tile_outputs, chunks, CHUNK), jnp.float32)
-    sums, _ = lax.fori_loop(0, num_inputs // block, add, (nothing, load(0)))
+    sums = jnp.zeros((tile_outputs, chunks, CHUNK), jnp.float32)
+    sums = _over_blocks(load, add, sums, block, num_inputs)
     out = sums.sum(2).sum(1) * plt.load(scales_ref.at[output])
     plt.store(out_ref.at[0, output], out.astype(out_ref.dtype))
 
@@ -130,31 +158,28 @@ def _four_bits(
     inside = _inside(chunks)
     block = chunks * CHUNK
 
-    def load(begin: jax.Array | int) -> tuple[jax.Array, ...]:
-        """From that byte of each row on: the bytes, and the scale and zero of each chunk."""
-        packed = plt.load(values_ref.at[output[:, None, None], (begin + inside)[None]])
+    def load(begin: jax.Array | int) -> tuple[Any, ...]:
+        """From that byte of each row on: the bytes, the token's inputs that their low and their
+        high halves belong to, and the scale and zero of each chunk."""
+        place = begin + inside
+        packed = _stream(values_ref.at[output[:, None, None], place[None]])
+        # Half a group later for the high halves.
+        low_place = place + lax.div(place, half) * half
+        inputs = [plt.load(x_ref.at[0, low_place + further]) for further in (0, half)]
         group = lax.div(begin + chunk * CHUNK, half)
         mine = (output[:, None], group[None, :])
-        return packed, *(plt.load(ref.at[mine]) for ref in (scales_ref, *zeros_refs))
+        return packed, inputs, *(plt.load(ref.at[mine]) for ref in (scales_ref, *zeros_refs))
 
-    def add(index: jax.Array, carry: Any) -> Any:
-        total, (packed, scale, *zeros) = carry
-        begin = index * block
-        following = load(jnp.minimum(begin + block, num_bytes - block))
-        # A byte's low half belongs to an input as far into its group, its high half to one half a
-        # group later.
-        place = begin + inside
-        place += lax.div(place, half) * half
-        low_x, high_x = (
-            plt.load(x_ref.at[0, place + further]).astype(jnp.float32) for further in (0, half)
-        )
+    def add(total: jax.Array, loaded: tuple[Any, ...]) -> jax.Array:
+        packed, inputs, scale, *zeros = loaded
+        low_x, high_x = (each.astype(jnp.float32) for each in inputs)
         low, high = raised_halves(packed, interpret=interpret)
         high_products = high * high_x[None]
         raised = multiply_add(low, low_x[None], high_products, interpret=interpret).sum(2)
         zero = zeros[0].astype(jnp.float32) if zeros else float(MIDDLE)
         part = raised - (zero + RAISED_BY) * (low_x + high_x).sum(1)[None]
-        return multiply_add(part, scale.astype(jnp.float32), total, interpret=interpret), following
+        return multiply_add(part, scale.astype(jnp.float32), total, interpret=interpret)
 
-    nothing = jnp.zeros((tile_outputs, chunks), jnp.float32)
-    total, _ = lax.fori_loop(0, num_bytes // block, add, (nothing, load(0)))
+    total = jnp.zeros((tile_outputs, chunks), jnp.float32)
+    total = _over_blocks(load, add, total, block, num_bytes)
     plt.store(out_ref.at[0, output], total.sum(1).astype(out_ref.dtype))
