@@ -109,23 +109,21 @@ class GrammarActor:
             trigger = await self._trigger(sampling.grammar_after, equipment)
 
         def make() -> Constraint:
-            constraint = Constraint(
-                _matcher(grammar, trigger, sampling, equipment),
-                equipment.vocabulary,
-                max_tokens=sampling.max_tokens,
-                min_tokens=sampling.min_tokens,
-                stop_token_ids=sampling.stop_token_ids,
-                closer=equipment.closer if sampling.strict_complete else None,
-                restrictions=_restrictions(sampling, equipment),
-            )
+            return _constraint(grammar, trigger, sampling, equipment)
+
+        def follow(constraint: Constraint) -> None:
             for taken_len, token_id in enumerate(answer_ids):
                 constraint.take(taken_len, token_id)
             constraint.prepare()
-            if constraint.failed_len == len(answer_ids):
-                raise GrammarError(constraint.failure)
-            return constraint
 
-        return await self._in_thread(make)
+        # What takes microseconds is done here and now: requests under a grammar that was seen
+        # before begin together if they come together.
+        constraint = make() if not _is_restricted(sampling) else await self._in_thread(make)
+        if answer_ids or not constraint.try_prepare():
+            await self._in_thread(lambda: follow(constraint))
+        if constraint.failed_len == len(answer_ids):
+            raise GrammarError(constraint.failure)
+        return constraint
 
     async def _trigger(self, text: str, equipment: _Equipment) -> Trigger:
         trigger = self._triggers.get(text)
@@ -243,8 +241,29 @@ def _matcher(
     )
 
 
+def _constraint(
+    grammar: CompiledGrammar | None,
+    trigger: Trigger | None,
+    sampling: SamplingParams,
+    equipment: _Equipment,
+) -> Constraint:
+    return Constraint(
+        _matcher(grammar, trigger, sampling, equipment),
+        equipment.vocabulary,
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=sampling.stop_token_ids,
+        closer=equipment.closer if sampling.strict_complete else None,
+        restrictions=_restrictions(sampling, equipment),
+    )
+
+
+def _is_restricted(sampling: SamplingParams) -> bool:
+    return sampling.allowed_token_ids is not None or bool(sampling.bad_words)
+
+
 def _restrictions(sampling: SamplingParams, equipment: _Equipment) -> Restrictions | None:
-    if sampling.allowed_token_ids is None and not sampling.bad_words:
+    if not _is_restricted(sampling):
         return None
     return Restrictions(
         equipment.vocabulary,

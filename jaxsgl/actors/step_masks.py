@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxsgl.actors.times import TimeMeter
+from jaxsgl.grammar.constraint import Constraint
 from jaxsgl.step import ConstrainedDraw, DrawConstraint, MaskRows, StepPlan, StepResult
 
 GRACE_S = 0.004
@@ -20,6 +21,8 @@ IDLE_GRACE_S = 0.02
 """...and if all that the step could draw is late."""
 POLL_S = 0.001
 NUM_THREADS = 2
+BATCH_ROWS = 64
+"""Whose masks are made in one go: as many are late if one of them takes long."""
 
 
 class MaskMaker:
@@ -91,8 +94,23 @@ class MaskMaker:
                 self._changed.wait(POLL_S)
 
     def _prepare(self, constraints: list[DrawConstraint]) -> None:
-        for index in range(min(NUM_THREADS, len(constraints))):
-            self._threads.submit(self._prepare_each, constraints[index::NUM_THREADS])
+        batched: list[Constraint] = []
+        alone: list[DrawConstraint] = []
+        for each in constraints:
+            if isinstance(each, Constraint) and each.batch is not None:
+                batched.append(each)
+            else:
+                alone.append(each)
+        if batched:
+            self._threads.submit(self._prepare_batched, batched)
+        for index in range(min(NUM_THREADS, len(alone))):
+            self._threads.submit(self._prepare_each, alone[index::NUM_THREADS])
+
+    def _prepare_batched(self, constraints: list[Constraint]) -> None:
+        for begin in range(0, len(constraints), BATCH_ROWS):
+            Constraint.prepare_together(constraints[begin : begin + BATCH_ROWS])
+            with self._changed:
+                self._changed.notify_all()
 
     def _prepare_each(self, constraints: list[DrawConstraint]) -> None:
         for constraint in constraints:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jaxsgl.grammar.closing import Closer, Steering
-from jaxsgl.grammar.matcher import Matcher
+from jaxsgl.grammar.matcher import MaskBatch, Matcher
 from jaxsgl.grammar.restrictions import Restrictions
 from jaxsgl.grammar.vocabulary import Row, Vocabulary
 
@@ -111,10 +112,38 @@ class Constraint:
     def prepare(self) -> None:
         """Have the next mask ready."""
         with self._lock:
-            # Nobody asks for a mask after the last token.
-            if not self.settled(self.taken_len) and self.taken_len != self._max_tokens:
+            if self._wants_mask:
                 self._make(self._fill)
         self.on_prepared()
+
+    @property
+    def batch(self) -> MaskBatch | None:
+        """Where `prepare_together` makes its masks; None: `prepare` does."""
+        return self._matcher.batch if self._steering is None else None
+
+    @property
+    def matcher(self) -> Matcher:
+        return self._matcher
+
+    @property
+    def _wants_mask(self) -> bool:
+        """Whether the next mask is to be made. Nobody asks for one after the last token."""
+        return not self.settled(self.taken_len) and self.taken_len != self._max_tokens
+
+    @staticmethod
+    def prepare_together(constraints: Sequence[Constraint]) -> None:
+        """As `prepare` of each; all have the same `batch`, which makes their masks in one go.
+
+        Nobody else holds the locks of two constraints at a time.
+        """
+        with contextlib.ExitStack() as locks:
+            for constraint in constraints:
+                locks.enter_context(constraint._lock)
+            wanting = [constraint for constraint in constraints if constraint._wants_mask]
+            for constraint, row in zip(wanting, _made_together(wanting), strict=True):
+                constraint._make(constraint._fill if row is None else _filling(row))
+        for constraint in constraints:
+            constraint.on_prepared()
 
     def go_back(self, answer_len: int) -> None:
         """Forget draws after `answer_len`: the steps that made them count for nothing.
@@ -180,7 +209,20 @@ class Constraint:
         self.failed_len = at
 
 
-def prepare_all(constraints: Iterable[Constraint]) -> None:
-    """One after another."""
-    for constraint in constraints:
-        constraint.prepare()
+def _made_together(constraints: Sequence[Constraint]) -> Sequence[Row | None]:
+    """Their masks; None for those that cannot be made so."""
+    batch = constraints[0].batch if constraints else None
+    if batch is not None:
+        try:
+            return batch.fill_masks([constraint.matcher for constraint in constraints])
+        except Exception:
+            log.exception("masks could not be made together")
+    return [None] * len(constraints)
+
+
+def _filling(row: Row) -> Callable[[Row], bool]:
+    def fill(mask: Row) -> bool:
+        mask[:] = row
+        return True
+
+    return fill

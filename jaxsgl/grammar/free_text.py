@@ -14,6 +14,8 @@ class FreeMatcher:
     finished = False
     """What ends the answer is for others to say."""
 
+    batch = None
+
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
 

@@ -22,6 +22,8 @@ type _State = tuple[list[Branch], bool]
 class GrammarMatcher:
     """See `Matcher`. A state is small and immutable, so taking back and forking copy nothing."""
 
+    batch = None
+
     def __init__(self, automaton: Automaton, masks: Masks, vocabulary: Vocabulary) -> None:
         self._automaton = automaton
         self._masks = masks

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
 
 from jaxsgl.grammar.errors import GrammarError
 from jaxsgl.grammar.json_grammar import MAX_BLANKS
@@ -12,6 +16,9 @@ from jaxsgl.grammar.vocabulary import Row, Vocabulary
 GRAMMAR_BYTES = 64 << 10
 BYTES_PER_CHARACTER = 200
 """Memory that a schema takes in llguidance, and more for each of its characters, about."""
+
+MAX_THREADS = 4
+"""That make the masks of one step."""
 
 _BLANKS = rf"[ \t\n\r]{{0,{MAX_BLANKS}}}"
 
@@ -26,6 +33,7 @@ class LlguidanceEngine:
             n_vocab=len(vocabulary.token_bytes),
             eos_token=list(vocabulary.eos_token_ids),
         )
+        self._batch = LlguidanceBatch(vocabulary)
 
     def compile(self, schema: str) -> LlguidanceGrammar:
         """Raises GrammarError, which names the keyword that is not supported."""
@@ -37,8 +45,18 @@ class LlguidanceEngine:
         matcher = LLMatcher(self._tokenizer, source, log_level=0)
         if matcher.is_error():
             raise GrammarError(_first_line(matcher.get_error()))
+        first_mask = self._first_mask(matcher)
         num_bytes = GRAMMAR_BYTES + BYTES_PER_CHARACTER * len(text)
-        return LlguidanceGrammar(matcher, self._vocabulary, rewritten.warnings, num_bytes)
+        num_bytes += 0 if first_mask is None else first_mask.nbytes
+        begun = LlguidanceMatcher(matcher, self._vocabulary, self._batch, first_mask)
+        return LlguidanceGrammar(begun, rewritten.warnings, num_bytes)
+
+    def _first_mask(self, raw: LLMatcher) -> Row | None:
+        """The one that every answer begins with; None if there is something special about it."""
+        row = np.zeros(self._vocabulary.row_len, dtype=np.uint32)
+        matcher = LlguidanceMatcher(raw.deep_copy(), self._vocabulary, self._batch)
+        matcher.fill_mask(row)
+        return None if matcher.error is not None or matcher.finished else row
 
 
 class LlguidanceGrammar:
@@ -46,26 +64,35 @@ class LlguidanceGrammar:
 
     def __init__(
         self,
-        matcher: LLMatcher,
-        vocabulary: Vocabulary,
+        begun: LlguidanceMatcher,
         warnings: tuple[str, ...],
         num_bytes: int,
     ) -> None:
-        self._matcher = matcher
-        self._vocabulary = vocabulary
+        """`begun` has taken nothing."""
+        self._begun = begun
         self.warnings = warnings
         self.num_bytes = num_bytes
 
     def matcher(self) -> LlguidanceMatcher:
-        return LlguidanceMatcher(self._matcher.deep_copy(), self._vocabulary)
+        return self._begun.fork()
 
 
 class LlguidanceMatcher:
     """See `Matcher`."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocabulary: Vocabulary,
+        batch: LlguidanceBatch,
+        first_mask: Row | None = None,
+    ) -> None:
+        """`first_mask` is that of the first token of all, if it is known."""
+        self.raw = matcher
+        self.batch = batch
         self._matcher = matcher
         self._vocabulary = vocabulary
+        self._first_mask = first_mask
         self._num_taken = 0
         self._ended = False
 
@@ -92,6 +119,9 @@ class LlguidanceMatcher:
     def try_fill_mask(self, row: Row) -> bool:
         if self._ended or self._matcher.is_stopped():  # in error, too
             self.fill_mask(row)
+            return True
+        if self._num_taken == 0 and self._first_mask is not None:
+            row[:] = self._first_mask
             return True
         return False
 
@@ -121,7 +151,8 @@ class LlguidanceMatcher:
             self._matcher.rollback(num_tokens)
 
     def fork(self) -> LlguidanceMatcher:
-        twin = LlguidanceMatcher(self._matcher.deep_copy(), self._vocabulary)
+        raw = self._matcher.deep_copy()
+        twin = LlguidanceMatcher(raw, self._vocabulary, self.batch, self._first_mask)
         twin._num_taken, twin._ended = self._num_taken, self._ended
         return twin
 
@@ -129,6 +160,27 @@ class LlguidanceMatcher:
         if self._ended or self._matcher.is_error():
             return b""
         return self._matcher.compute_ff_bytes()[:max_len]
+
+
+class LlguidanceBatch:
+    """See `MaskBatch`. Python's lock is given up once for all matchers: to give it up for each
+    means to wait for it as often, if another thread is busy for milliseconds at a time."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._executor = LLExecutor(num_threads=min(MAX_THREADS, os.cpu_count() or 1))
+
+    def fill_masks(self, matchers: Sequence[LlguidanceMatcher]) -> Sequence[Row]:
+        used_len = (len(self._vocabulary.token_bytes) + 31) // 32
+        rows = np.zeros((len(matchers), self._vocabulary.row_len), dtype=np.uint32)
+        made = rows if used_len == rows.shape[1] else rows[:, :used_len].copy()
+        numbered = [(matcher.raw, n) for n, matcher in enumerate(matchers)]
+        self._executor.unsafe_compute_mask_ptr(
+            numbered, made.ctypes.data, used_len * made.itemsize, len(matchers)
+        )
+        if made is not rows:
+            rows[:, :used_len] = made
+        return list(rows)
 
 
 class LlguidanceTokens:

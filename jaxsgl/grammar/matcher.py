@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from jaxsgl.grammar.vocabulary import Row
 
 MAX_ROLLBACK = 256
 """Tokens that can be taken back at least."""
+
+
+class MaskBatch(Protocol):
+    """Makes masks for many matchers at once."""
+
+    def fill_masks(self, matchers: Sequence[Any]) -> Sequence[Row]:
+        """What `fill_mask` would write for each of them; all are this batch's own. Other threads go
+        on meanwhile."""
+        ...
 
 
 class Matcher(Protocol):
@@ -16,6 +26,11 @@ class Matcher(Protocol):
     Nothing raises for what a grammar or a token does: `error` is set instead and stays, every token
     is refused from then on, and masks allow only the tokens that end an answer.
     """
+
+    @property
+    def batch(self) -> MaskBatch | None:
+        """Where its masks are made best, together with others'; None: each alone."""
+        ...
 
     @property
     def error(self) -> str | None:

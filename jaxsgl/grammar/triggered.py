@@ -62,6 +62,8 @@ class TriggeredMatcher:
     free. Without, it ends as the grammar says.
     """
 
+    batch = None
+
     def __init__(
         self,
         trigger: Trigger,

@@ -9,6 +9,7 @@ import pytest
 
 from jaxsgl.interface import InvalidRequest, LarkGrammar, RegexGrammar, SamplingParams
 from jaxsgl.offline.offline_engine import OfflineEngine
+from tests.fake_runner import FakeRunner, make_limits
 from tests.offline.local_replica import Leftovers, open_engine
 
 
@@ -50,6 +51,17 @@ def test_sampling_params_and_streams(engine: OfflineEngine):
     params = SamplingParams(max_tokens=20, grammar=RegexGrammar(PATTERN))
     *_, last = engine.generate("ABC", params, stream=True)
     assert re.fullmatch(PATTERN, last["text"])
+
+
+def test_requests_under_a_grammar_seen_before_begin_in_one_step():
+    runner = FakeRunner(make_limits(num_slots=8, max_tokens=64))
+    params = {"max_new_tokens": 4, "regex": PATTERN}
+    with open_engine(runner) as engine:
+        engine.generate(input_ids=[1, 2], sampling_params=params)
+        runner.plans.clear()
+        prompts = [[row + 1, 2, 3] for row in range(8)]
+        engine.generate(input_ids=prompts, sampling_params=params)
+    assert runner.plans[0].num_rows == 8
 
 
 def test_what_is_refused(engine: OfflineEngine):
