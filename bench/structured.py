@@ -88,8 +88,10 @@ def _rate(engine: Any, prompts: list[list[int]], samplings: list[dict[str, Any]]
     return sum(answer["meta_info"]["completion_tokens"] for answer in answers) / elapsed_s
 
 
-def answers_under_schemas(engine: Any, bench: StructuredBench, path: Path) -> dict[str, Any]:
-    """How many answers are finished, and valid."""
+def answers_under_schemas(
+    engine: Any, bench: StructuredBench, path: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How many answers are finished, and valid; and what became of each."""
     schemas = [json.loads(line)["schema"] for line in path.read_text().splitlines()]
     served = [schema for schema in schemas if _is_served(engine, schema)]
     asked = [served[n % len(served)] for n in range(bench.num_answers)]
@@ -105,17 +107,23 @@ def answers_under_schemas(engine: Any, bench: StructuredBench, path: Path) -> di
         for n, schema in enumerate(asked)
     ]
     answers = engine.generate([prompt] * len(asked), samplings)
-    finished = [
-        (answer["text"], schema)
+    requests = [
+        {
+            "schema": schemas.index(schema),
+            "tokens": answer["meta_info"]["completion_tokens"],
+            "finished": answer["meta_info"]["finish_reason"]["type"] == "stop",
+            "valid": _is_valid(answer["text"], schema),
+        }
         for answer, schema in zip(answers, asked, strict=True)
-        if answer["meta_info"]["finish_reason"]["type"] == "stop"
     ]
-    num_valid = sum(_is_valid(text, schema) for text, schema in finished)
-    return {
+    finished = [request for request in requests if request["finished"]]
+    num_valid = sum(request["valid"] for request in finished)
+    summary = {
         "schemas_served_percent": 100 * len(served) / len(schemas),
         "finished_percent": 100 * len(finished) / len(asked),
         "valid_of_finished_percent": 100 * num_valid / max(1, len(finished)),
     }
+    return summary, requests
 
 
 def _is_served(engine: Any, schema: Any) -> bool:
@@ -140,12 +148,14 @@ def main(argv: list[str]) -> None:
     )
     with jaxsgl.Engine(**dataclasses.asdict(engine_config)) as engine:
         summary = slow_down(engine, bench)
+        requests: list[dict[str, Any]] = []
         if bench.schemas is not None:
-            summary |= answers_under_schemas(engine, bench, Path(bench.schemas))
+            finished, requests = answers_under_schemas(engine, bench, Path(bench.schemas))
+            summary |= finished
         model = engine.model
     show(summary)
     settings = dataclasses.asdict(bench) | {"model": model.name, "platform": model.platform}
-    write_result(bench.output, "structured", settings, summary)
+    write_result(bench.output, "structured", settings, summary, requests)
 
 
 if __name__ == "__main__":

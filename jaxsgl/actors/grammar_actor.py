@@ -13,7 +13,7 @@ import msgspec
 from jaxsgl.actors.grammar_workers import GrammarWorkers
 from jaxsgl.grammar.budget import ByteLru
 from jaxsgl.grammar.check import describe
-from jaxsgl.grammar.closing import Closer
+from jaxsgl.grammar.closing import Closer, Steering
 from jaxsgl.grammar.compiled import CompiledGrammar, GrammarMemory
 from jaxsgl.grammar.compiler import GrammarCompiler, JsonSchemaBackend
 from jaxsgl.grammar.constraint import Constraint
@@ -118,7 +118,8 @@ class GrammarActor:
 
         # What takes microseconds is done here and now: requests under a grammar that was seen
         # before begin together if they come together.
-        constraint = make() if not _is_restricted(sampling) else await self._in_thread(make)
+        slow = _is_restricted(sampling) or sampling.strict_complete
+        constraint = await self._in_thread(make) if slow else make()
         if answer_ids or not constraint.try_prepare():
             await self._in_thread(lambda: follow(constraint))
         if constraint.failed_len == len(answer_ids):
@@ -253,9 +254,18 @@ def _constraint(
         max_tokens=sampling.max_tokens,
         min_tokens=sampling.min_tokens,
         stop_token_ids=sampling.stop_token_ids,
-        closer=equipment.closer if sampling.strict_complete else None,
+        steering=_steering(grammar, sampling, equipment),
         restrictions=_restrictions(sampling, equipment),
     )
+
+
+def _steering(
+    grammar: CompiledGrammar | None, sampling: SamplingParams, equipment: _Equipment
+) -> Steering | None:
+    if not sampling.strict_complete or sampling.max_tokens is None:
+        return None
+    largest_part = b"" if grammar is None else grammar.largest_part
+    return Steering(equipment.closer, equipment.vocabulary, sampling.max_tokens, largest_part)
 
 
 def _is_restricted(sampling: SamplingParams) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
+from jaxsgl.grammar.endings import Endings
 from jaxsgl.grammar.lexer import DEAD, WHOLE_TAIL, Ending, Lexer
 from jaxsgl.grammar.limits import GrammarLimits
 from jaxsgl.grammar.parser import Branch, Parser, Stack, same_states
@@ -18,6 +21,10 @@ class Automaton:
         self.ignored = frozenset(tables.ignored)
         self._max_branches = limits.max_branches
         self._begin: list[int | None] = [None] * len(tables.parser.actions)
+
+    @cached_property
+    def endings(self) -> Endings:
+        return Endings(self.tables.lexer.nfa)
 
     def start(self) -> list[Branch]:
         """The branches before the first byte."""

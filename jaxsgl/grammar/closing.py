@@ -16,6 +16,10 @@ _PREFERRED = b"}])>\"';:=0123456789"
 """What tends to lead to the end, best first; then letters and the rest, and what tends to lead away
 from it last."""
 _AVOIDED = b",\\-+.eE{[(< \t\n\r"
+_BRACKETS = b"}])>"
+MAX_BETWEEN = 32
+"""Where at most so many bytes are allowed, the place is taken to be between the parts of a text,
+and a bracket among them to close something."""
 _TERMINATORS = b"\"'`\n/)>]}"
 """What may end a stretch of free text."""
 FREE_TEXT = 90
@@ -35,8 +39,8 @@ _RANK = tuple(_ranks())
 
 
 class Closer:
-    """Finds ends byte by byte: out of free text by what ends it, elsewhere by the most promising
-    byte that the grammar allows.
+    """Finds ends byte by byte: out of strings and the like by the way that the matcher knows, out
+    of other free text by what ends it, elsewhere by the most promising byte that is allowed.
 
     What it finds is an end, if not always the nearest. It is made for JSON and its like; for a
     grammar in which lists have no brackets it may find none.
@@ -50,6 +54,7 @@ class Closer:
         ordered = sorted(tokens, key=_RANK.__getitem__)
         self._byte_tokens = np.array([tokens[byte] for byte in ordered], dtype=np.int64)
         """Tokens of single bytes, the most promising first."""
+        self._brackets = {tokens[byte] for byte in _BRACKETS if byte in tokens}
         self._terminators = [tokens[byte] for byte in _TERMINATORS if byte in tokens]
 
     def closing(self, matcher: Matcher) -> list[int] | None:
@@ -73,6 +78,12 @@ class Closer:
 
     def _best(self, matcher: Matcher) -> list[int]:
         allowed = self._allowed(matcher)
+        if not len(allowed):
+            return []
+        if len(allowed) > MAX_BETWEEN or int(allowed[0]) not in self._brackets:
+            way_out = matcher.way_out()
+            if way_out is not None:
+                return self._vocabulary.spell(way_out)
         if len(allowed) > FREE_TEXT:
             for token in self._terminators:
                 twin = matcher.fork()
@@ -89,8 +100,10 @@ class Closer:
 
 
 MARGIN_LEN = 16
-"""The end is gone for when it is so many tokens nearer than the limit: a single token, such as a
-bracket, can put it as far away again."""
+"""The end is gone for when it is so many tokens nearer than the limit, and as many more as a single
+token, such as a bracket, can put it farther away."""
+MAX_RESERVE = 0.5
+"""Of all tokens, what may be set aside for the latter."""
 MAX_GROWTH = 8
 """Tokens that a token is taken to put the end away, when it is decided how soon to look again."""
 
@@ -98,10 +111,14 @@ MAX_GROWTH = 8
 class Steering:
     """Leads one answer to an end of its grammar before its tokens run out."""
 
-    def __init__(self, closer: Closer, vocabulary: Vocabulary, max_tokens: int) -> None:
+    def __init__(
+        self, closer: Closer, vocabulary: Vocabulary, max_tokens: int, largest_part: bytes = b""
+    ) -> None:
+        """`largest_part`: of the grammar, see `CompiledGrammar`."""
         self._closer = closer
-        self._vocabulary = vocabulary
         self._max_tokens = max_tokens
+        reserve = min(len(vocabulary.spell(largest_part)), int(MAX_RESERVE * max_tokens))
+        self._margin_len = MARGIN_LEN + reserve
         self._check_len = 0
         """Tokens of the answer at which the end is looked for again."""
         self._closing: list[int] | None = None
@@ -141,7 +158,7 @@ class Steering:
         if closing is None:
             self._check_len = answer_len + max(1, rest // 2)
             return
-        spare = rest - len(closing) - MARGIN_LEN
+        spare = rest - len(closing) - self._margin_len
         if spare <= 0:
             self._closing = closing
         else:

@@ -42,6 +42,12 @@ class CompiledGrammar(Protocol):
         """What it takes of memory now, about. Masks that are shared are not counted."""
         ...
 
+    @property
+    def largest_part(self) -> bytes:
+        """A text about as long as the longest that one token can oblige an answer to, such as the
+        shortest item of a list. Nothing where that is not known."""
+        ...
+
     def matcher(self) -> Matcher:
         """Return a matcher before the first token."""
         ...
@@ -68,6 +74,10 @@ class TableGrammar:
     @property
     def warnings(self) -> tuple[str, ...]:
         return tuple(self.tables.warnings)
+
+    @property
+    def largest_part(self) -> bytes:
+        return self.tables.largest_part
 
     @property
     def num_bytes(self) -> int:

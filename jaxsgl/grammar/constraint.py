@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxsgl.grammar.closing import Closer, Steering
+from jaxsgl.grammar.closing import Steering
 from jaxsgl.grammar.matcher import MaskBatch, Matcher
 from jaxsgl.grammar.restrictions import Restrictions
 from jaxsgl.grammar.vocabulary import Row, Vocabulary
@@ -33,12 +33,12 @@ class Constraint:
         max_tokens: int | None = None,
         min_tokens: int = 0,
         stop_token_ids: Sequence[int] = (),
-        closer: Closer | None = None,
+        steering: Steering | None = None,
         restrictions: Restrictions | None = None,
     ) -> None:
         """`min_tokens` holds back the tokens that end an answer while there are others;
-        `stop_token_ids` may be drawn only where the grammar can end. With a `closer` the answer is
-        led to an end of the grammar before `max_tokens`; `restrictions` have the last word."""
+        `stop_token_ids` may be drawn only where the grammar can end. `steering`, made for this
+        answer, leads it to an end of the grammar; `restrictions` have the last word."""
         self.taken_len = 0
         self.prepared_len = -1
         """The mask of the token after so many is in `mask`."""
@@ -58,9 +58,7 @@ class Constraint:
         self._stop_token_ids = frozenset(stop_token_ids)
         self._ends = vocabulary.ends | vocabulary.row_of(np.array(stop_token_ids, dtype=np.int32))
         self._mask: Row = np.zeros(vocabulary.row_len, dtype=np.uint32)
-        self._steering = None
-        if closer is not None and max_tokens is not None:
-            self._steering = Steering(closer, vocabulary, max_tokens)
+        self._steering = steering
         self._lock = threading.Lock()
 
     def settled(self, answer_len: int) -> bool:

@@ -37,3 +37,6 @@ class FreeMatcher:
 
     def forced_bytes(self, max_len: int) -> bytes:
         return b""
+
+    def way_out(self) -> None:
+        return None

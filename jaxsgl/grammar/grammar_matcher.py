@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxsgl.grammar.automaton import Automaton
 from jaxsgl.grammar.errors import GrammarError
+from jaxsgl.grammar.lexer import DEAD
 from jaxsgl.grammar.masks import Masks
 from jaxsgl.grammar.matcher import MAX_ROLLBACK
 from jaxsgl.grammar.parser import Branch
@@ -119,6 +120,21 @@ class GrammarMatcher:
         except GrammarError as error:
             self._error = str(error)
         return bytes(forced)
+
+    def way_out(self) -> bytes | None:
+        """The shortest way to the end of the lexeme, if it has begun and cannot end yet."""
+        automaton, lexer = self._automaton, self._automaton.lexer
+        try:
+            for branch in self._branches:
+                state = branch[1]
+                if state == DEAD or not lexer.has_started(state) or lexer.labels[state]:
+                    continue
+                for text in automaton.endings.of(lexer.nfa_states(state)):
+                    if automaton.keep_viable(automaton.read([branch], text)):
+                        return text
+        except GrammarError as error:
+            self._error = str(error)
+        return None
 
     def _end(self) -> bool:
         if self._ended or not self.can_end:

@@ -138,6 +138,10 @@ class Lexer:
         """Whether a byte of the lexeme has been read."""
         return self._keys[state].started
 
+    def nfa_states(self, state: int) -> list[int]:
+        """Those that the threads of a state are in."""
+        return [self._threads.thread(each).state for each in self._keys[state].threads]
+
     def row(self, state: int) -> list[int]:
         row = self.rows[state]
         if row is None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
 
 from jaxsgl.grammar.errors import GrammarError
 from jaxsgl.grammar.json_grammar import MAX_BLANKS
+from jaxsgl.grammar.json_schema.document import Schema
+from jaxsgl.grammar.json_schema.hints import SchemaHints, schema_hints
 from jaxsgl.grammar.json_schema.rewrite import rewrite_schema
 from jaxsgl.grammar.vocabulary import Row, Vocabulary
 
@@ -45,16 +48,17 @@ class LlguidanceEngine:
         matcher = LLMatcher(self._tokenizer, source, log_level=0)
         if matcher.is_error():
             raise GrammarError(_first_line(matcher.get_error()))
-        first_mask = self._first_mask(matcher)
+        ways_out = WaysOut(rewritten.schema, self._vocabulary)
+        first_mask = self._first_mask(matcher, ways_out)
         num_bytes = GRAMMAR_BYTES + BYTES_PER_CHARACTER * len(text)
         num_bytes += 0 if first_mask is None else first_mask.nbytes
-        begun = LlguidanceMatcher(matcher, self._vocabulary, self._batch, first_mask)
+        begun = LlguidanceMatcher(matcher, self._vocabulary, self._batch, ways_out, first_mask)
         return LlguidanceGrammar(begun, rewritten.warnings, num_bytes)
 
-    def _first_mask(self, raw: LLMatcher) -> Row | None:
+    def _first_mask(self, raw: LLMatcher, ways_out: WaysOut) -> Row | None:
         """The one that every answer begins with; None if there is something special about it."""
         row = np.zeros(self._vocabulary.row_len, dtype=np.uint32)
-        matcher = LlguidanceMatcher(raw.deep_copy(), self._vocabulary, self._batch)
+        matcher = LlguidanceMatcher(raw.deep_copy(), self._vocabulary, self._batch, ways_out)
         matcher.fill_mask(row)
         return None if matcher.error is not None or matcher.finished else row
 
@@ -73,8 +77,30 @@ class LlguidanceGrammar:
         self.warnings = warnings
         self.num_bytes = num_bytes
 
+    @property
+    def largest_part(self) -> bytes:
+        return self._begun.ways_out.hints.largest_part
+
     def matcher(self) -> LlguidanceMatcher:
         return self._begun.fork()
+
+
+class WaysOut:
+    """Those of strings under a schema. They are read from it when they are first asked for."""
+
+    def __init__(self, schema: Schema, vocabulary: Vocabulary) -> None:
+        self._schema = schema
+        self._vocabulary = vocabulary
+
+    @cached_property
+    def hints(self) -> SchemaHints:
+        return schema_hints(self._schema)
+
+    @cached_property
+    def spelled(self) -> list[tuple[bytes, list[int]]]:
+        """Texts, each a way out of somewhere, with tokens for them; the shortest first."""
+        spelled = [(text, self._vocabulary.spell(text)) for text in self.hints.texts]
+        return [(text, tokens) for text, tokens in spelled if tokens]
 
 
 class LlguidanceMatcher:
@@ -85,11 +111,13 @@ class LlguidanceMatcher:
         matcher: LLMatcher,
         vocabulary: Vocabulary,
         batch: LlguidanceBatch,
+        ways_out: WaysOut,
         first_mask: Row | None = None,
     ) -> None:
         """`first_mask` is that of the first token of all, if it is known."""
         self.raw = matcher
         self.batch = batch
+        self.ways_out = ways_out
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._first_mask = first_mask
@@ -152,7 +180,9 @@ class LlguidanceMatcher:
 
     def fork(self) -> LlguidanceMatcher:
         raw = self._matcher.deep_copy()
-        twin = LlguidanceMatcher(raw, self._vocabulary, self.batch, self._first_mask)
+        twin = LlguidanceMatcher(
+            raw, self._vocabulary, self.batch, self.ways_out, self._first_mask
+        )
         twin._num_taken, twin._ended = self._num_taken, self._ended
         return twin
 
@@ -160,6 +190,14 @@ class LlguidanceMatcher:
         if self._ended or self._matcher.is_error():
             return b""
         return self._matcher.compute_ff_bytes()[:max_len]
+
+    def way_out(self) -> bytes | None:
+        if self._ended or self._matcher.is_error():
+            return None
+        for text, tokens in self.ways_out.spelled:
+            if self._matcher.validate_tokens(tokens) == len(tokens):
+                return text
+        return None
 
 
 class LlguidanceBatch:

@@ -71,3 +71,8 @@ class Matcher(Protocol):
     def forced_bytes(self, max_len: int) -> bytes:
         """Return the bytes that every continuation begins with, at most `max_len`."""
         ...
+
+    def way_out(self) -> bytes | None:
+        """Return a text that may come next and brings something of more than a byte or two to its
+        end, such as a string that must match a pattern; None if none is known."""
+        ...

@@ -25,6 +25,8 @@ class GrammarTables(msgspec.Struct):
     conflicts: list[str]
     """What an LALR(1) parser could not decide; both ways are followed."""
     warnings: list[str]
+    largest_part: bytes = b""
+    """See `CompiledGrammar`."""
 
 
 def encode_tables(tables: GrammarTables) -> bytes:

@@ -160,6 +160,10 @@ class TriggeredMatcher:
             return b""
         return matcher.forced_bytes(max_len)
 
+    def way_out(self) -> bytes | None:
+        matcher = self._state.matcher
+        return None if matcher is None else matcher.way_out()
+
     def _complete(self, row: Row) -> None:
         """Make of the grammar's mask, if it has begun, that of the whole answer."""
         state = self._state

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from lark import Lark
 
-from jaxsgl.grammar.closing import MARGIN_LEN, Closer
+from jaxsgl.grammar.closing import MARGIN_LEN, Closer, Steering
 from jaxsgl.grammar.compiled import GrammarMemory
 from jaxsgl.grammar.compiler import GrammarCompiler
 from jaxsgl.grammar.constraint import Constraint
+from jaxsgl.grammar.json_schema.hints import SchemaHints, schema_hints
 from jaxsgl.interface import GrammarSpec, JsonObjectGrammar, JsonSchemaGrammar, LarkGrammar
 from tests.grammar.toy import CALCULATOR, EOS, SAMPLES, lark_takes, toy_vocabulary
 
@@ -34,14 +35,48 @@ COMPILERS = {
 }
 
 
+PATTERNS = (
+    "[0-9]{3}:[0-9]{2}",
+    "^(http)|(https)://(.*)$",
+    r"[\w.-]+@([\w.-]+\.)+\w+",
+    r"^[a-z]+@[a-z]+\.org$",
+    r'^"\w*" \\$',
+)
+RECORDS = {
+    "type": "object",
+    "properties": {
+        "note": {"type": "string"},
+        "records": {"type": "array", "items": {"$ref": "#/$defs/record"}},
+    },
+    "required": ["records"],
+    "additionalProperties": False,
+    "$defs": {
+        "record": {
+            "type": "object",
+            "properties": {
+                "comment": {"type": "string"},
+                "department": {"type": "integer"},
+                "inventory_number": {"type": "integer"},
+                "last_inspection": {"type": "string", "format": "date"},
+                "owner": {"enum": ["nobody in particular", "somebody"]},
+            },
+            "required": ["department", "inventory_number", "last_inspection", "owner"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+
 def draw_answer(
     spec: GrammarSpec, max_tokens: int, seed: int, *, steered: bool = True
 ) -> tuple[bytes, bool]:
     """A random answer of at most `max_tokens`, and whether it came to an end."""
     vocabulary = toy_vocabulary()
-    matcher = COMPILERS["lark" if seed % 2 else "llguidance"].compile(spec).matcher()
-    closer = Closer(vocabulary) if steered else None
-    constraint = Constraint(matcher, vocabulary, max_tokens=max_tokens, closer=closer)
+    grammar = COMPILERS["lark" if seed % 2 else "llguidance"].compile(spec)
+    steering = None
+    if steered:
+        steering = Steering(Closer(vocabulary), vocabulary, max_tokens, grammar.largest_part)
+    constraint = Constraint(grammar.matcher(), vocabulary, max_tokens=max_tokens, steering=steering)
     drawing, text = random.Random(seed), b""
     row = np.zeros(vocabulary.row_len, np.uint32)
     for answer_len in range(max_tokens):
@@ -78,6 +113,55 @@ def test_schemas_are_completed(schema, max_tokens):
     assert num_ended == 16
 
 
+@pytest.mark.parametrize(
+    "string",
+    [
+        *({"pattern": pattern} for pattern in PATTERNS),
+        {"format": "email"},
+        {"format": "date-time"},
+        {"minLength": 70},
+    ],
+    ids=str,
+)
+def test_strings_of_a_form_are_completed(string):
+    """Single bytes do not tell how: most are allowed, and none leads to the end."""
+    schema = {"type": "array", "items": {"type": "string", **string}, "minItems": 1}
+    spec = JsonSchemaGrammar(json.dumps(schema))
+    for seed in range(6):
+        text, ended = draw_answer(spec, 140, seed)
+        assert ended, text
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+
+
+def test_a_record_that_one_token_begins_is_completed():
+    """It has more than a hundred bytes that must be there, nearly as many tokens."""
+    spec = JsonSchemaGrammar(json.dumps(RECORDS))
+    for seed in range(16):
+        text, ended = draw_answer(spec, 300, seed)
+        assert ended, text
+        jsonschema.Draft202012Validator(RECORDS).validate(json.loads(text))
+
+
+def test_an_end_leaves_out_what_may_be_left_out():
+    matcher = COMPILERS["llguidance"].compile(JsonSchemaGrammar(json.dumps(RECORDS))).matcher()
+    for token in toy_vocabulary().spell(b'{"records": [{'):
+        assert matcher.advance(token)
+    tokens = Closer(toy_vocabulary()).closing(matcher)
+    assert tokens is not None
+    rest = b"".join(toy_vocabulary().token_bytes[token] for token in tokens)
+    (record,) = json.loads(b'{"records": [{' + rest)["records"]
+    assert list(record) == RECORDS["$defs"]["record"]["required"]
+
+
+def test_keywords_of_the_wrong_kind_give_no_hints():
+    for schema in (
+        {"type": "array", "minItems": "many", "items": {"type": "string"}},
+        {"properties": {"a": {"type": "string", "pattern": ["a"]}}},
+        {"properties": {"a": {"$ref": "elsewhere"}}},
+    ):
+        assert schema_hints({"type": "object", "properties": {"a": schema}}) == SchemaHints()
+
+
 @pytest.mark.parametrize("name", ["calculator", "turtle", "lark_json"])
 def test_lark_grammars_are_completed(name):
     parser = Lark(SAMPLES[name], parser="lalr")
@@ -96,9 +180,9 @@ def test_it_goes_for_the_end_only_when_it_must():
     """Until then every token is allowed that the grammar allows."""
     vocabulary = toy_vocabulary()
     masks = []
-    for closer in (None, Closer(vocabulary)):
+    for steering in (None, Steering(Closer(vocabulary), vocabulary, 100)):
         matcher = COMPILERS["lark"].compile(JsonObjectGrammar()).matcher()
-        constraint = Constraint(matcher, vocabulary, max_tokens=100, closer=closer)
+        constraint = Constraint(matcher, vocabulary, max_tokens=100, steering=steering)
         taken = vocabulary.spell(b'{"ab": [1, 2, "abababababababababababab')
         rows = []
         for answer_len in range(60):

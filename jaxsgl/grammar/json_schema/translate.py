@@ -23,6 +23,7 @@ from jaxsgl.grammar.json_schema.document import (
 )
 from jaxsgl.grammar.json_schema.evaluate import Undecided, accepts
 from jaxsgl.grammar.json_schema.formats import PATTERNS
+from jaxsgl.grammar.json_schema.hints import schema_hints
 from jaxsgl.grammar.json_schema.merge import canonical, merged
 from jaxsgl.grammar.json_schema.numbers import INTEGER, NUMBER, integers, numbers
 from jaxsgl.grammar.json_schema.objects import other_names
@@ -57,11 +58,13 @@ def schema_tables(schema: str, limits: GrammarLimits) -> GrammarTables:
     rewritten = rewrite_schema(schema)
     translator = _Translator(rewritten.schema, limits, list(rewritten.warnings))
     try:
-        return translator.translate(rewritten.schema)
+        tables = translator.translate(rewritten.schema)
     except (TypeError, AttributeError, ValueError):
         raise GrammarError("a keyword of the schema has a value of the wrong kind") from None
     except RecursionError:
         raise GrammarError("the schema is too deeply nested") from None
+    tables.largest_part = schema_hints(rewritten.schema).largest_part
+    return tables
 
 
 class _Kind(NamedTuple):
