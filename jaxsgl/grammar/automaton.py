@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from jaxsgl.grammar.endings import Endings
@@ -44,9 +45,43 @@ class Automaton:
 
         A branch may come back whose lexeme the parser cannot take: see `is_viable`.
         """
-        if len(branches) == 1:
-            return self._read(*branches[0], data)
-        return [after for branch in branches for after in self._read(*branch, data)]
+        if len(branches) != 1:
+            return [after for branch in branches for after in self.read([branch], data)]
+        stack, state, tail = branches[0]
+        if state == DEAD:
+            return [] if data else branches
+        lexer = self.lexer
+        rows, class_of, is_late = lexer.rows, lexer.class_of, lexer.is_late
+        forks = not lexer.first_match
+        for at, byte in enumerate(data):
+            following = (rows[state] or lexer.row(state))[class_of[byte]]
+            if forks and lexer.labels[state]:
+                branches = self._fork(stack, state, following, byte)
+                if len(branches) != 1:
+                    return self.read(branches, data[at + 1 :]) if branches else []
+                stack, state, tail = branches[0]
+                continue
+            if following < 0:
+                if following == DEAD:
+                    return []
+                ending = lexer.endings[-2 - following]
+                again = last_bytes(tail, ending.back) if ending.back else b""
+                stacks, _ = self.after(stack, ending)
+                if again or len(stacks) != 1:
+                    if again is None:
+                        return []
+                    branches = [(each, self.begin(each[0]), b"") for each in stacks]
+                    return self.read(branches, again + data[at:]) if branches else []
+                stack = stacks[0]
+                state = self.begin(stack[0])
+                if state == DEAD:
+                    return []
+                following = (rows[state] or lexer.row(state))[class_of[byte]]
+                if following < 0:
+                    return []
+            tail = self.next_tail(tail, byte, following) if is_late[following] else b""
+            state = following
+        return [(stack, state, tail)]
 
     def keep_viable(self, branches: list[Branch]) -> list[Branch]:
         """Return branches that may go on, each once, the shallowest if there are too many."""
@@ -80,8 +115,10 @@ class Automaton:
                 return True, low
         return False, low
 
-    def after(self, stack: Stack, ending: Ending) -> tuple[list[Stack], int]:
+    def after(self, stack: Stack, ending: Ending) -> tuple[Sequence[Stack], int]:
         """Return the stacks after a lexeme, and the least depth read."""
+        if len(ending.terminals) == 1 and ending.terminals[0] not in self.ignored:
+            return self.parser.feed(stack, ending.terminals[0])
         low = stack[2]
         stacks: list[Stack] = []
         for terminal in ending.terminals:
@@ -110,7 +147,7 @@ class Automaton:
         if rest is None:
             return False, low
         for stack in stacks:
-            for branch in self._read(stack, self.begin(stack[0]), b"", rest):
+            for branch in self.read([(stack, self.begin(stack[0]), b"")], rest):
                 # What is read again may reach anything; `low` says so.
                 ends, depth = self.can_end(branch)
                 low = min(low, depth, 0 if rest else low)
@@ -125,41 +162,6 @@ class Automaton:
         tail += bytes((byte,))
         back = self.lexer.backs[state]
         return tail[-back:] if back else tail
-
-    def _read(self, stack: Stack, state: int, tail: bytes, data: bytes) -> list[Branch]:
-        lexer = self.lexer
-        rows, class_of, is_late = lexer.rows, lexer.class_of, lexer.is_late
-        forks = not lexer.first_match
-        for at, byte in enumerate(data):
-            if state == DEAD:
-                return []
-            row = rows[state] or lexer.row(state)
-            following = row[class_of[byte]]
-            if forks and lexer.labels[state]:
-                branches = self._fork(stack, state, following, byte)
-                if len(branches) != 1:
-                    return self.read(branches, data[at + 1 :]) if branches else []
-                stack, state, tail = branches[0]
-                continue
-            if following < DEAD:
-                ending = lexer.endings[-2 - following]
-                again = last_bytes(tail, ending.back)
-                stacks, _ = self.after(stack, ending)
-                if again or len(stacks) != 1:
-                    if again is None:
-                        return []
-                    branches = [(each, self.begin(each[0]), b"") for each in stacks]
-                    return self.read(branches, again + data[at:]) if branches else []
-                stack = stacks[0]
-                state = self.begin(stack[0])
-                if state == DEAD:
-                    return []
-                following = (rows[state] or lexer.row(state))[class_of[byte]]
-            if following < 0:
-                return []
-            tail = self.next_tail(tail, byte, following) if is_late[following] else b""
-            state = following
-        return [(stack, state, tail)]
 
     def _fork(self, stack: Stack, state: int, following: int, byte: int) -> list[Branch]:
         """Go on with the lexeme, and also end it before `byte`."""

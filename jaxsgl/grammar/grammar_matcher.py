@@ -16,12 +16,9 @@ from jaxsgl.grammar.vocabulary import Row, Vocabulary
 
 NOTHING_FITS = "no token of the vocabulary fits the grammar here"
 
-type _State = tuple[list[Branch], bool]
-"""(branches, whether an end token was taken). Branches are never changed in place."""
-
 
 class GrammarMatcher:
-    """See `Matcher`. A state is small and immutable, so taking back and forking copy nothing."""
+    """See `Matcher`. Branches are never changed in place, so taking back and forking copy none."""
 
     batch = None
 
@@ -29,11 +26,14 @@ class GrammarMatcher:
         self._automaton = automaton
         self._masks = masks
         self._vocabulary = vocabulary
+        self._texts = vocabulary.token_bytes
+        self._end_ids = vocabulary.eos_token_ids
         self._branches = automaton.start()
         self._ended = False
-        self._history: deque[_State] = deque(maxlen=MAX_ROLLBACK)
+        self._history: deque[list[Branch]] = deque(maxlen=MAX_ROLLBACK)
+        """The branches before each token."""
         self._mask: Row | None = None
-        """Of the present state, if it was asked for."""
+        """Of the present state, if it was asked for; never beside an error."""
         self._error: str | None = None
 
     @property
@@ -51,7 +51,7 @@ class GrammarMatcher:
         return self.can_end and not (self._present_mask() & ~self._vocabulary.ends).any()
 
     def fill_mask(self, row: Row) -> None:
-        row[:] = self._present_mask()
+        row[...] = self._present_mask()
 
     def try_fill_mask(self, row: Row) -> bool:
         if self._mask is None and not self._ended and self._error is None:
@@ -65,38 +65,41 @@ class GrammarMatcher:
                 self._error = NOTHING_FITS
             else:
                 self._mask = kept
-        row[:] = self._present_mask()
+        row[...] = self._present_mask()
         return True
 
     def advance(self, token_id: int) -> bool:
-        if self._error is not None or not 0 <= token_id < len(self._vocabulary.token_bytes):
+        texts, mask, before = self._texts, self._mask, self._branches
+        if self._error is not None or not 0 <= token_id < len(texts):
             return False
-        mask = self._mask
         if mask is not None and not mask.item(token_id >> 5) >> (token_id & 31) & 1:
             return False
-        if token_id in self._vocabulary.eos_token_ids:
+        if token_id in self._end_ids:
             return self._end()
-        data = self._vocabulary.token_bytes[token_id]
+        data = texts[token_id]
         if self._ended or not data:
             return False
         try:
-            branches = self._automaton.read(self._branches, data)
-            if len(branches) != 1 or mask is None:
+            branches = self._automaton.read(before, data)
+            if mask is None or len(branches) != 1:
                 branches = self._automaton.keep_viable(branches)
         except GrammarError as error:
-            self._error = str(error)
+            self._break(error)
             return False
         if not branches:
             return False
-        self._move(branches, False)
+        self._history.append(before)
+        self._branches = branches
+        self._mask = None
         return True
 
     def rollback(self, num_tokens: int) -> None:
         if not 0 <= num_tokens <= len(self._history):
             raise ValueError(f"cannot take back {num_tokens} of {len(self._history)} tokens")
         for _ in range(num_tokens):
-            self._branches, self._ended = self._history.pop()
+            self._branches = self._history.pop()
         if num_tokens:
+            self._ended = False
             self._mask = None
             self._error = None
 
@@ -118,7 +121,7 @@ class GrammarMatcher:
                 branches = found[1]
                 forced.append(found[0])
         except GrammarError as error:
-            self._error = str(error)
+            self._break(error)
         return bytes(forced)
 
     def way_out(self) -> bytes | None:
@@ -133,41 +136,43 @@ class GrammarMatcher:
                     if automaton.keep_viable(automaton.read([branch], text)):
                         return text
         except GrammarError as error:
-            self._error = str(error)
+            self._break(error)
         return None
 
     def _end(self) -> bool:
         if self._ended or not self.can_end:
             return False
-        self._move(self._branches, True)
+        self._history.append(self._branches)
+        self._ended = True
+        self._mask = None
         return True
 
-    def _move(self, branches: list[Branch], ended: bool) -> None:
-        self._history.append((self._branches, self._ended))
-        self._branches = branches
-        self._ended = ended
+    def _break(self, error: GrammarError) -> None:
+        self._error = str(error)
         self._mask = None
 
     def _present_mask(self) -> Row:
+        mask = self._mask
+        if mask is not None:
+            return mask
         if self._ended or self._error is not None:
             return self._vocabulary.ends
-        if self._mask is None:
-            try:
-                self._mask = self._make_mask()
-            except GrammarError as error:
-                self._error = str(error)
-                return self._vocabulary.ends
-        return self._mask
-
-    def _make_mask(self) -> Row:
-        branches, nothing = self._branches, self._masks.nothing
-        mask = self._masks.row(branches[0])
-        if len(branches) > 1:
-            rows = {id(row): row for row in map(self._masks.row, branches) if row is not nothing}
-            mask = np.bitwise_or.reduce(list(rows.values())) if rows else nothing
-        if mask is nothing:
-            raise GrammarError(NOTHING_FITS)
+        masks, branches = self._masks, self._branches
+        try:
+            mask = masks.row(branches[0]) if len(branches) == 1 else self._joined_mask()
+            if mask is masks.nothing:
+                raise GrammarError(NOTHING_FITS)
+        except GrammarError as error:
+            self._break(error)
+            return self._vocabulary.ends
+        self._mask = mask
         return mask
+
+    def _joined_mask(self) -> Row:
+        """What any of several branches allows."""
+        nothing = self._masks.nothing
+        rows = {id(row): row for row in map(self._masks.row, self._branches) if row is not nothing}
+        return np.bitwise_or.reduce(list(rows.values())) if rows else nothing
 
     def _only_byte(self, branches: list[Branch]) -> tuple[int, list[Branch]] | None:
         """The one byte that may come next and what it leads to; None if there are more or none."""

@@ -180,9 +180,7 @@ class LlguidanceMatcher:
 
     def fork(self) -> LlguidanceMatcher:
         raw = self._matcher.deep_copy()
-        twin = LlguidanceMatcher(
-            raw, self._vocabulary, self.batch, self.ways_out, self._first_mask
-        )
+        twin = LlguidanceMatcher(raw, self._vocabulary, self.batch, self.ways_out, self._first_mask)
         twin._num_taken, twin._ended = self._num_taken, self._ended
         return twin
 

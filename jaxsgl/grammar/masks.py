@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,14 +115,14 @@ class Masks:
             row |= self._vocabulary.row_of(np.concatenate(tokens))
         return row, low
 
-    def _joins(self, stacks: list[Stack], walk: Walk, index: int) -> Iterator[_Join]:
+    def _joins(self, stacks: Sequence[Stack], walk: Walk, index: int) -> Iterator[_Join]:
         for after in stacks:
             begin = self._automaton.begin(after[0])
             if begin != DEAD:
                 yield after, self._walker.continued(walk, index, begin), b""
 
     def _joins_after_late(
-        self, stacks: list[Stack], walk: Walk, index: int, tail: bytes
+        self, stacks: Sequence[Stack], walk: Walk, index: int, tail: bytes
     ) -> Iterator[_Join]:
         """The lexeme has ended some bytes before the nodes: read those bytes again."""
         automaton = self._automaton

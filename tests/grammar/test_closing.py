@@ -133,13 +133,26 @@ def test_strings_of_a_form_are_completed(string):
         jsonschema.Draft202012Validator(schema).validate(json.loads(text))
 
 
-def test_a_record_that_one_token_begins_is_completed():
-    """It has more than a hundred bytes that must be there, nearly as many tokens."""
-    spec = JsonSchemaGrammar(json.dumps(RECORDS))
-    for seed in range(16):
-        text, ended = draw_answer(spec, 300, seed)
-        assert ended, text
-        jsonschema.Draft202012Validator(RECORDS).validate(json.loads(text))
+@pytest.mark.parametrize("backend", COMPILERS)
+def test_nothing_is_begun_that_there_is_no_room_for(backend):
+    """One token begins a record, which takes a hundred."""
+    vocabulary = toy_vocabulary()
+    grammar = COMPILERS[backend].compile(JsonSchemaGrammar(json.dumps(RECORDS)))
+    begin = vocabulary.spell(b'{"note": "%b", "records": [' % (b"ab" * 200))
+    allowed: list[list[bytes]] = []
+    for room in (160, 60):
+        max_tokens = len(begin) + room
+        steering = Steering(Closer(vocabulary), vocabulary, max_tokens, grammar.largest_part)
+        matcher = grammar.matcher()
+        constraint = Constraint(matcher, vocabulary, max_tokens=max_tokens, steering=steering)
+        for answer_len, token in enumerate(begin):
+            constraint.take(answer_len, token)
+        constraint.prepare()
+        row = np.zeros(vocabulary.row_len, np.uint32)
+        assert constraint.copy_mask(len(begin), row)
+        allowed.append([vocabulary.token_bytes[token] for token in vocabulary.tokens_in(row)])
+    assert b"{" in allowed[0] and b"]" in allowed[0]
+    assert allowed[1] == [b"]"]
 
 
 def test_an_end_leaves_out_what_may_be_left_out():

@@ -47,6 +47,18 @@ def test_equal_masks_are_kept_once():
         kept[0] = 5
 
 
+def test_masks_in_use_outlive_others():
+    store = MaskStore(10 * (KEY_BYTES + 40))
+    store.put("used", np.full(10, 1000, np.uint32))
+    for index in range(100):
+        store.put(index, np.full(10, index, np.uint32))
+        assert store.get("used") is not None
+    assert store.get(0) is None and store.get(99) is not None
+    for index in range(100, 130):
+        store.put(index, np.full(10, index, np.uint32))
+    assert store.get("used") is None
+
+
 def test_many_grammars_stay_within_the_budget():
     memory = GrammarMemory(toy_vocabulary(), 200_000)
     for number in range(150):
