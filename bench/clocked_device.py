@@ -6,7 +6,6 @@ among the tokens that may be drawn.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from jaxsgl.actors.timeline import Span, Timeline
 from jaxsgl.cache.manager import KVCacheManager
 from jaxsgl.config import EngineConfig
 from jaxsgl.grammar.vocabulary import Vocabulary as TokenTrie
+from jaxsgl.heap import settle
 from jaxsgl.interface import EngineOperation, EngineStats, ModelInfo
 from jaxsgl.offline.offline_engine import OfflineEngine
 from jaxsgl.runner.batch import draw_fields, forward_fields, pack_draw, pack_forward
@@ -208,8 +208,7 @@ class ClockedEngine(OfflineEngine):
                 timeline=self.timeline,
             )
             await actor.start()
-            gc.collect()
-            gc.freeze()  # as a replica does
+            settle()
             model = ModelInfo(
                 name="clock",
                 architecture="clock",

@@ -7,7 +7,6 @@ Imports jax, so it lives in replica processes and in programs that use the engin
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +35,7 @@ from jaxsgl.config import ConfigError, EngineConfig
 from jaxsgl.grammar.errors import GrammarError
 from jaxsgl.grammar.tables_folder import TablesFolder
 from jaxsgl.grammar.vocabulary import Vocabulary as TokenTrie
+from jaxsgl.heap import settle, unsettle
 from jaxsgl.interface import EngineStats, ModelInfo
 from jaxsgl.loading.model_files import open_model
 from jaxsgl.runner.build import build_runner
@@ -80,6 +80,7 @@ class Replica:
         self._grammars = grammars
         self._model_runner = model_runner
         self._timeline = timeline
+        self._thresholds = settle()
 
     @classmethod
     async def start(cls, config: EngineConfig, send: Callable[[ToFront], None]) -> Replica:
@@ -141,15 +142,13 @@ class Replica:
         profiles = ProfileDesk(send, start=_start_trace, stop=jax.profiler.stop_trace)
         watchdog.start()
         await scheduler.start()
-        # What start-up made stays for ever; the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
+        replica = cls(
+            config, scheduler, runner, grammars, model_runner, timeline, watchdog, profiles, world
+        )
         notes = model_runner.layout.notes
         page_size = limits.page_size if config.radix_cache else 0
         send(Ready(model, model.context_len - 1, notes, page_size))
-        return cls(
-            config, scheduler, runner, grammars, model_runner, timeline, watchdog, profiles, world
-        )
+        return replica
 
     def deliver(self, message: ToReplica) -> None:
         if isinstance(message, StartProfile | StopProfile):
@@ -189,7 +188,7 @@ class Replica:
             self._world.stop()
         self._watchdog.stop()
         self._model_runner.close()
-        gc.unfreeze()
+        unsettle(self._thresholds)
         self._write_trace()
 
     def _write_trace(self) -> None:

@@ -56,7 +56,9 @@ class Constraint:
         self._min_tokens = min_tokens
         self._restrictions = restrictions
         self._stop_token_ids = frozenset(stop_token_ids)
-        self._ends = vocabulary.ends | vocabulary.row_of(np.array(stop_token_ids, dtype=np.int32))
+        self._ends = vocabulary.ends
+        if stop_token_ids:
+            self._ends = self._ends | vocabulary.row_of(np.array(stop_token_ids, dtype=np.int32))
         self._mask: Row = np.zeros(vocabulary.row_len, dtype=np.uint32)
         self._steering = steering
         self._lock = threading.Lock()
