@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 
+import msgspec
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
 
@@ -13,6 +14,7 @@ from jaxsgl.grammar.errors import GrammarError
 from jaxsgl.grammar.json_grammar import MAX_BLANKS
 from jaxsgl.grammar.json_schema.document import Schema
 from jaxsgl.grammar.json_schema.hints import SchemaHints, schema_hints
+from jaxsgl.grammar.json_schema.negated_sets import with_negated_sets_split
 from jaxsgl.grammar.json_schema.rewrite import rewrite_schema
 from jaxsgl.grammar.vocabulary import Row, Vocabulary
 
@@ -43,7 +45,8 @@ class LlguidanceEngine:
         rewritten = rewrite_schema(schema)
         if rewritten.schema is False:
             raise GrammarError("the schema accepts no value at all")
-        text = "{}" if rewritten.schema is True else rewritten.text
+        schema = {} if rewritten.schema is True else with_negated_sets_split(rewritten.schema)
+        text = msgspec.json.encode(schema).decode()
         source = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BLANKS})
         matcher = LLMatcher(self._tokenizer, source, log_level=0)
         if matcher.is_error():

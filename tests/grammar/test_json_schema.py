@@ -179,6 +179,27 @@ def test_what_is_ignored_is_said():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("pattern", "accepted", "refused"),
+    [
+        ('^[^"]*x$', ["x", "abx", "é\nx", "a\\x", "[^\tx"], ['a"x', '"x', "ay"]),
+        (r"^\[[^\\\]/-]+\]$", ["[a]", "[日\n[]", '["]'], ["[\\]", "[a\\b]", "[/]", "[-]", "[]"]),
+        (r'^\\[^"\n]$', [r"\a", r"\^"], ['\\"', "\\\n", "a"]),
+    ],
+)
+def test_negated_sets(backend, pattern, accepted, refused):
+    """What they leave out is refused however it is written."""
+    values = {"type": "string", "pattern": pattern}
+    names = {"patternProperties": {pattern: {}}, "type": "object", "additionalProperties": False}
+    for schema, wrap in ((values, str), (names, lambda name: {name: 0})):
+        grammar = compile_schema(backend, schema)
+        for value in accepted:
+            assert takes(grammar, json.dumps(wrap(value), ensure_ascii=False)), value
+        for value in refused:
+            assert not takes(grammar, json.dumps(wrap(value), ensure_ascii=False)), value
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_white_space_is_bounded(backend):
     grammar = compile_schema(backend, {"type": "array"})
     assert takes(grammar, "[ \n  1,\n  2 ]")

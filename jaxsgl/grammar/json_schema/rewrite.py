@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import msgspec
-
 from jaxsgl.grammar.errors import GrammarError
 from jaxsgl.grammar.json_schema.document import (
     ANNOTATIONS,
@@ -36,10 +34,6 @@ _NEGATIVE = ("not", "dependencies", "dependentRequired", "dependentSchemas")
 class RewrittenSchema(NamedTuple):
     schema: Schema
     warnings: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        return msgspec.json.encode(self.schema).decode()
 
 
 class _NoPositiveForm(Exception):
