@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,7 +19,8 @@ from jaxsgl.cache.radix_tree import RadixTree
 from jaxsgl.token_ids import token_array
 
 TokenIds = Sequence[int] | NDArray[np.int32]
-"""An int32 array is the cheap form; anything else is converted first."""
+"""An array of 32-bit integers, NumPy's or Python's, is the cheap form; anything else is converted
+first."""
 
 
 class KVCacheManager:
@@ -271,7 +273,7 @@ class KVCacheManager:
             if part.dtype != np.int32:
                 raise TypeError(f"token ids are int32, not {part.dtype}")
             return part.tobytes()
-        return token_array(part).tobytes()
+        return (part if isinstance(part, array) else token_array(part)).tobytes()
 
     def _require_open(self, lease: Lease) -> None:
         if lease.state is not LeaseState.OPEN:

@@ -129,8 +129,6 @@ class PlanBuilder:
         """Give the request the next `num_tokens` of the tokens it wants, and advance its
         counters."""
         begin, end = request.computed, request.computed + num_tokens
-        token_ids = request.tokens[begin:end]
-        token_ids += [LAST_TOKEN] * (num_tokens - len(token_ids))
         offset = self._q_start[-1]
         if request.prompt_logprobs is not None:
             self._want_prompt_logprobs(request, begin, end, offset)
@@ -149,7 +147,11 @@ class PlanBuilder:
 
         self.requests.append(request)
         self._slot.append(request.slot)
-        self._token_ids += token_ids
+        if num_tokens == 1:
+            self._token_ids.append(request.tokens[begin] if begin < request.known else LAST_TOKEN)
+        else:
+            self._token_ids += request.tokens[begin:end]
+            self._token_ids += [LAST_TOKEN] * (end - max(begin, request.known))
         self._q_start.append(offset + num_tokens)
         self._kv_len.append(end)
         assert request.lease is not None

@@ -7,7 +7,7 @@ A policy sorts; it neither admits nor refuses. Those that look at the cache sort
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from jaxsgl.scheduling.request import Request
@@ -55,7 +55,7 @@ def depth_first_weight(
     return [oldest[i] for i in order] + waiting[window:]
 
 
-def _depth_first(members: list[int], prefixes: list[list[int]], depth: int) -> list[int]:
+def _depth_first(members: list[int], prefixes: Sequence[Sequence[int]], depth: int) -> list[int]:
     """Sort `members`, whose prefixes agree up to `depth`."""
     while True:
         ending = [i for i in members if len(prefixes[i]) == depth]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from enum import Enum
 
 import numpy as np
@@ -12,7 +13,6 @@ from jaxsgl.grammar.constraint import Constraint
 from jaxsgl.grammar.pattern_dfa import pattern_dfa
 from jaxsgl.interface import Finish, SamplingParams, TokenLogprob
 from jaxsgl.scheduling.stop_matcher import StopMatcher
-from jaxsgl.token_ids import token_array
 
 
 class Status(Enum):
@@ -99,8 +99,9 @@ class Request:
         self.hold_s = hold_s
         """How long its prompt is to stay in the cache when it has been computed."""
         self.prompt_len = len(prompt_ids)
-        self.tokens = list(prompt_ids)
-        """Every known token: the prompt, then what was generated."""
+        self.tokens = array("I", prompt_ids)
+        """Every known token: the prompt, then what was generated. No list: that would be an object
+        per token to look at again for whoever copies or frees it."""
         self._known_ids = np.empty(0, np.int32)
         max_tokens = max_len if sampling.max_tokens is None else sampling.max_tokens
         self.want_limit = min(self.prompt_len + max_tokens, max_len)
@@ -151,7 +152,7 @@ class Request:
     def known_ids(self) -> NDArray[np.int32]:
         """`tokens` as an array; cheap while the request waits and nothing is added."""
         if len(self._known_ids) != len(self.tokens):
-            self._known_ids = token_array(self.tokens)
+            self._known_ids = np.frombuffer(self.tokens.tobytes(), np.int32)
         return self._known_ids
 
     @property
