@@ -45,8 +45,8 @@ class LlguidanceEngine:
         rewritten = rewrite_schema(schema)
         if rewritten.schema is False:
             raise GrammarError("the schema accepts no value at all")
-        schema = {} if rewritten.schema is True else with_negated_sets_split(rewritten.schema)
-        text = msgspec.json.encode(schema).decode()
+        served = {} if rewritten.schema is True else with_negated_sets_split(rewritten.schema)
+        text = msgspec.json.encode(served).decode()
         source = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BLANKS})
         matcher = LLMatcher(self._tokenizer, source, log_level=0)
         if matcher.is_error():
