@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from jaxsgl.grammar.closing import Closer
+from jaxsgl.grammar.closing import Closer, Steering
 from jaxsgl.grammar.compiled import GrammarMemory
 from jaxsgl.grammar.compiler import GrammarCompiler
 from jaxsgl.grammar.constraint import Constraint
@@ -68,8 +68,8 @@ def test_where_that_fails_each_is_made_alone(grammar, monkeypatch, caplog):
 
 
 def test_an_answer_that_is_led_to_its_end_is_none_of_them(grammar):
-    closer = Closer(toy_vocabulary())
-    steered = Constraint(grammar.matcher(), toy_vocabulary(), max_tokens=9, closer=closer)
+    steering = Steering(Closer(toy_vocabulary()), toy_vocabulary(), 9)
+    steered = Constraint(grammar.matcher(), toy_vocabulary(), max_tokens=9, steering=steering)
     assert steered.batch is None
     assert Constraint(grammar.matcher(), toy_vocabulary(), max_tokens=9).batch is not None
 
