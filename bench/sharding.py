@@ -120,9 +120,8 @@ def program_figures(runner: ModelRunner, num_rows: int) -> Figures:
         for bucket in programs.buckets
         if bucket.mode == "decode" and bucket.num_rows >= num_rows
     )
-    wanted = programs.forward[bucket].run
-    args = next(call.args for call in programs.calls() if call.run is wanted)
-    compiled = wanted.lower(*args).compile()
+    compiled = programs.forward[bucket].run
+    args = next(call.args for call in programs.calls() if call.run is compiled)
     collectives = read_collectives(compiled.as_text())
     weights, kv = (sum(map(bytes_each, jax.tree.leaves(tree))) for tree in args[:2])
     figures = {

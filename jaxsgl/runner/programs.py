@@ -45,10 +45,12 @@ Weights = tuple[jax.Array, ...]
 
 
 class Program(NamedTuple):
-    """A jitted function and the layout of the vector that it is told about a step by."""
+    """A function and the layout of the vector that it is told about a step by."""
 
     fields: PackedInts
     run: Any
+    """Jitted, and once compiled the executable: nothing is ever compiled because of a call, which
+    fails if it has other arrays than those declared."""
 
 
 class StateProgram(NamedTuple):
@@ -56,14 +58,15 @@ class StateProgram(NamedTuple):
     since a host pays for each."""
 
     fields: PackedInts
-    jitted: Any
-    """jitted(written, rest, *args) -> (result, written), as `split_state` splits the state."""
+    run_parts: Any
+    """run_parts(written, rest, *args) -> (result, written), as `split_state` splits the state; as
+    `Program.run`."""
     writes: tuple[str, ...]
 
     def run(self, state: SlotState, *args: Any) -> tuple[Any, SlotState]:
         """What the program returns, and the state after it."""
         written, rest = split_state(state, self.writes)
-        result, written = self.jitted(written, rest, *args)
+        result, written = self.run_parts(written, rest, *args)
         return result, rest._replace(**written)
 
 
@@ -135,18 +138,31 @@ class Programs:
     ) -> int:
         """Compile every program; bytes per device that the largest step needs for itself.
 
-        A later call with arrays of the declared shapes and places finds the program. `progress` is
-        called with programs compiled and programs in all. Choosing among algorithms takes device
-        memory, and nothing else may keep the devices busy meanwhile: KV pages are allocated
-        afterwards, and until `may_begin` has a result programs are only traced. Raises
+        `progress` is called with programs compiled and programs in all. Choosing among algorithms
+        takes device memory, and nothing else may keep the devices busy meanwhile: KV pages are
+        allocated afterwards, and until `may_begin` has a result programs are only traced. Raises
         CancelledError if that is cancelled.
         """
         calls = self.calls()
         by_kind: dict[ProgramKind, int] = {}
-        sizes = compile_all(calls, progress, may_begin or _done())
-        for call, num_bytes in zip(calls, sizes, strict=True):
-            by_kind[call.kind] = max(by_kind.get(call.kind, 0), num_bytes)
+        compiled = compile_all(calls, progress, may_begin or _done())
+        for call, executable in zip(calls, compiled, strict=True):
+            self._keep(call, executable)
+            by_kind[call.kind] = max(by_kind.get(call.kind, 0), own_bytes(executable))
         return by_kind["forward"] + by_kind["mask"] + by_kind["draw"]
+
+    def _keep(self, call: Call, executable: jax.stages.Compiled) -> None:
+        match call.kind:
+            case "forward":
+                self.forward[call.key] = self.forward[call.key]._replace(run=executable)
+            case "draw":
+                self.draw[call.key] = self.draw[call.key]._replace(run_parts=executable)
+            case "mask":
+                self.mask[call.key] = self.mask[call.key]._replace(run=executable)
+            case "slots" if call.key == "open":
+                self.open = self.open._replace(run_parts=executable)
+            case "slots":
+                self.update[call.key] = self.update[call.key]._replace(run_parts=executable)
 
     def calls(self) -> list[Call]:
         """Every program with arguments of the shapes it will be called with."""
@@ -170,7 +186,7 @@ class Programs:
 
         def state_call(kind: ProgramKind, key: Any, program: StateProgram, *args: Any) -> Call:
             parts = split_state(state, program.writes)
-            return Call(kind, key, program.jitted, (*parts, *args, vector(program.fields)))
+            return Call(kind, key, program.run_parts, (*parts, *args, vector(program.fields)))
 
         for key, program in self.draw.items():
             calls.append(state_call("draw", key, program, logits(key[1])))
@@ -310,9 +326,8 @@ def _state_program(
 
 def compile_all(
     calls: Sequence[Call], progress: Callable[[int, int], None], may_begin: Future[None]
-) -> list[int]:
-    """Compile each program for its arguments, several at a time; the bytes that each needs besides
-    its arguments.
+) -> list[jax.stages.Compiled]:
+    """Compile each program for its arguments, several at a time.
 
     XLA compiles without holding the interpreter's lock, tracing holds it: so this thread traces and
     the others compile.
@@ -332,7 +347,7 @@ def compile_all(
         for done, future in enumerate(as_completed(compiling), start=1):
             future.result()
             progress(done, len(calls))
-        return [_own_bytes(future.result()) for future in compiling]
+        return [future.result() for future in compiling]
 
 
 def _done() -> Future[None]:
@@ -341,8 +356,8 @@ def _done() -> Future[None]:
     return done
 
 
-def _own_bytes(compiled: Any) -> int:
+def own_bytes(compiled: jax.stages.Compiled) -> int:
     """Temporaries and results of a program, less what it returns in the place of an argument."""
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.temp_size_in_bytes + max(0, results)

@@ -165,7 +165,7 @@ def test_slot_state_is_updated_in_place():
     logits = jax.ShapeDtypeStruct((16, LIMITS.vocab_size), jnp.float32)
     vector = jax.ShapeDtypeStruct((draw.fields.size,), jnp.int32)
     written, rest = split_state(state, draw.writes)
-    compiled = draw.jitted.lower(written, rest, logits, vector).compile()
+    compiled = draw.run_parts.lower(written, rest, logits, vector).compile()
     written_bytes = sum(array.size * array.dtype.itemsize for array in written.values())
     assert compiled.memory_analysis().alias_size_in_bytes == written_bytes
     shape = ",".join(map(str, state.output_counts.shape))
