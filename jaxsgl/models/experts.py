@@ -56,7 +56,7 @@ def route(logits: jax.Array, experts: Experts) -> tuple[jax.Array, jax.Array]:
 
 
 class MixtureOfExperts(Block):
-    """Matrices of experts are [experts, in, *out], as grouped products read them; gate and up are
+    """Matrices of experts are [experts, in, out], as grouped products read them; gate and up are
     one, interleaved."""
 
     def __init__(
@@ -77,9 +77,9 @@ class MixtureOfExperts(Block):
         self.names = (router_name, *projections)
         # Small, and what it decides is not to be rounded: never quantised.
         self.router = abstract_weight((num, embed), (None, "embed"), dtype)
-        self.gate_up = abstract_weight(
-            (num, embed, mlp, 2), ("experts", "embed", "mlp", None), dtype
-        )
+        # Of three axes, as the products take it: on a TPU, which cuts tiles of the last two, another
+        # axis of gate and up would have to be copied away.
+        self.gate_up = abstract_weight((num, embed, mlp * 2), ("experts", "embed", "mlp"), dtype)
         self.down = abstract_weight((num, mlp, embed), ("experts", "mlp", "embed"), dtype)
         if experts.shared_mlp_size:
             self.shared = FeedForward(config, layout, dtype, experts.shared_mlp_size)
@@ -125,7 +125,7 @@ class MixtureOfExperts(Block):
 
         def gate_and_up(index: int) -> Values:
             pair = [matrix(index, gate), matrix(index, up)]
-            return array_library(pair[0]).stack(pair, axis=2)
+            return array_library(pair[0]).stack(pair, axis=2).reshape(len(pair[0]), -1)
 
         num = self.experts.num_experts
         yield self.router, tensors.tensor(f"{prefix}.{router}.weight")
@@ -138,7 +138,7 @@ class MixtureOfExperts(Block):
 def _parts(weight: jax.Array | QuantizedMatrix) -> Parts:
     if isinstance(weight, QuantizedMatrix):
         return weight.values, weight.scales, weight.zeros
-    return weight.reshape(*weight.shape[:2], -1), None, None
+    return weight, None, None
 
 
 def _specs(parts: Parts, layout: Layout, *axes: str | None) -> tuple[PartitionSpec | None, ...]:

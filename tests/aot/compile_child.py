@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
@@ -70,10 +71,14 @@ BUCKETS = (
     Bucket("decode", 64, 64, 64),
     Bucket("mixed", 256, 64, 64),
 )
+SHARED = Bucket("shared", 64, 64, 64)
+"""On GPUs alone: no other kernels make use of prefixes that rows share."""
 MOST_PAGES = 550_001
 """On an H100, where they leave little of its memory, as they do in service."""
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+COPY = re.compile(r" = (.*?) copy(-start)?\(")
 ARRAY = re.compile(r"\b(?:bf|f|s|u|pred)(\d*)\[([\d,]*)\]")
+ON_CHIP = "S(1)"
 
 
 @contextlib.contextmanager
@@ -91,20 +96,22 @@ def devices(target: str, tp: int) -> Iterator[list[jax.Device]]:
         yield list(topologies.get_topology_desc(f"{target}:2x2", "tpu").devices)[:tp]
 
 
-def largest_copy(hlo: str) -> int:
-    """Bytes of the largest array that a program copies as it is, or to lie otherwise in memory. A
-    TPU's memory on the chip (space 1) does not count: what goes there is read anyway."""
-    sizes = [0]
+def largest_copy(hlo: str) -> tuple[int, str]:
+    """The largest array that a program copies as it is, or to lie otherwise in memory: its bytes,
+    and the instruction. What is fetched as it is to a TPU's memory on the chip does not count,
+    since it is read anyway; what is turned round on its way there does."""
+    found = [(0, "")]
     for line in hlo.splitlines():
-        result, found, _ = line.partition(" copy(")
-        if not found:
-            result, found, _ = line.partition(" copy-start(")
-        arrays = ARRAY.findall(result.partition(" = ")[2]) if found and "S(1)" not in result else []
-        sizes += [
-            int(bits or 8) // 8 * int(np.prod([int(n) for n in shape.split(",") if n]))
-            for bits, shape in arrays
-        ]
-    return max(sizes)
+        copy = COPY.search(line)
+        if copy is None:
+            continue
+        result, is_started = copy.groups()
+        if is_started and ON_CHIP in result:
+            continue
+        for bits, shape in ARRAY.findall(result):
+            num_bytes = int(bits or 8) // 8 * math.prod(int(n) for n in shape.split(",") if n)
+            found.append((num_bytes, line.strip()[:300]))
+    return max(found)
 
 
 def thunks(folder: Path, name: str) -> list[str]:
@@ -127,7 +134,8 @@ def main(target: str, tp: int, folder: Path, scheme: Any, name: str) -> None:
         backend = platform.backends[0]
         num_pages = tp * MOST_PAGES if target == "h100" else LIMITS.num_pages
         limits = dataclasses.replace(LIMITS, num_pages=num_pages)
-        programs = Programs(model, config, layout, limits, BUCKETS, jnp.bfloat16, platform, backend)
+        buckets = (*BUCKETS, SHARED) if target == "h100" else BUCKETS
+        programs = Programs(model, config, layout, limits, buckets, jnp.bfloat16, platform, backend)
         for call in programs.calls():
             compiled = call.run.lower(*call.args).compile()
             memory, name = compiled.memory_analysis(), call.run.__name__
@@ -140,7 +148,7 @@ def main(target: str, tp: int, folder: Path, scheme: Any, name: str) -> None:
                 "computed_twice": compiled.as_text().count("remat"),
                 "gathered": read_collectives(compiled.as_text()).num_bytes.get("all-gather", 0),
             }
-            if target == "h100" and call.kind == "forward":
+            if target == "h100" and call.kind in ("forward", "draw"):
                 told[name]["thunks"] = thunks(folder, name)
     kv = num_pages * LIMITS.page_size * config.num_kv_heads * config.head_dim * 2
     logits = 4 * LIMITS.max_logits * config.vocab_size
