@@ -77,8 +77,8 @@ class MixtureOfExperts(Block):
         self.names = (router_name, *projections)
         # Small, and what it decides is not to be rounded: never quantised.
         self.router = abstract_weight((num, embed), (None, "embed"), dtype)
-        # Of three axes, as the products take it: on a TPU, which cuts tiles of the last two, another
-        # axis of gate and up would have to be copied away.
+        # Of three axes, as the products take it: TPUs cut tiles of the last two, so that an axis of
+        # gate and up of its own would have to be copied away.
         self.gate_up = abstract_weight((num, embed, mlp * 2), ("experts", "embed", "mlp"), dtype)
         self.down = abstract_weight((num, mlp, embed), ("experts", "mlp", "embed"), dtype)
         if experts.shared_mlp_size:
