@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     """Convert; return the exit code.
 
     0 when OUT is complete, 2 if the settings or the model cannot be used, 1 if OUT cannot be
-    written, 130 after SIGINT. Unless 0, OUT is as it was before.
+    written; after SIGINT the process ends with 130. Unless 0, OUT is as it was before.
     """
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
@@ -70,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"jaxsgl: cannot write: {error}\n")
         return EXIT_FAILED
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        # At once: threads that the interpreter would wait for are still writing, and would bring
+        # back what was removed.
+        os._exit(EXIT_INTERRUPTED)
     sys.stdout.write(f"{arguments.out}: {checkpoint.config.name} in {arguments.dtype}\n")
     return 0
 
