@@ -55,7 +55,7 @@ class WeightForm:
             return checkpoint.restore(self.family, layout, dtype, progress)
         tensors: TensorSource = checkpoint
         if isinstance(checkpoint, DummyCheckpoint):
-            tensors = DummyTensors(checkpoint)
+            tensors = DummyTensors(checkpoint, layout.mesh)
         elif isinstance(checkpoint, SafetensorsCheckpoint) and self.stored is not None:
             tensors = _StoredTensors(checkpoint)
         return load_weights(self.family, checkpoint.config, tensors, layout, dtype, progress)
