@@ -61,9 +61,10 @@ class MemoryPlan:
         }
         return "\n".join(f"  {name:<24}{num / GIB:9.2f} GiB" for name, num in items.items())
 
-    def require_room(self) -> None:
-        """Raise ConfigError, with the table, for a plan that does not fit."""
-        if self.free < 0 or self.num_pages < 2:
+    def require_room(self, from_margin: int = 0) -> None:
+        """Raise ConfigError, with the table, for a plan that does not fit, or only with more than
+        so much of the margin."""
+        if self.free < -from_margin or self.num_pages < 2:
             raise ConfigError(
                 f"the model does not fit into a device's memory; try a lower "
                 f"--mem-fraction-static, --chunked-prefill-size or --max-num-reqs\n{self.table()}"

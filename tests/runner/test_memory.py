@@ -47,6 +47,16 @@ def test_what_does_not_fit_is_refused_with_the_table(change):
     assert plan.table() in str(error.value)
 
 
+def test_steps_that_were_estimated_too_low_may_take_of_the_margin():
+    most = PLAN.margin // 4
+    larger = dataclasses.replace(PLAN, steps=PLAN.steps + PLAN.free + most)
+    assert larger.free == -most
+    larger.require_room(from_margin=most)
+    for refused in (larger, dataclasses.replace(larger, steps=larger.steps + 1)):
+        with pytest.raises(ConfigError, match="left over"):
+            refused.require_room(from_margin=most - 1)
+
+
 def test_weights_are_counted_before_they_are_loaded():
     config = tiny_config()
     layout = resolve_layout(config, one_device_mesh())
