@@ -125,10 +125,12 @@ def test_logits_are_those_of_huggingface(name: str) -> None:
     logits = sequence.run_all(golden.input_ids)
     assert np.abs(golden.logits).max() > 1.0
     assert max_error(logits, golden.logits) < MAX_ERROR
-    # So are the hidden states: the head makes those logits of no others.
+    # So are the hidden states: the head makes those logits of no others, where it has a row for each
+    # of their dimensions. Phi-4-mini's here has fewer.
     tied, cap = golden.config.tie_embeddings, golden.config.logit_soft_cap
     head = golden.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
-    assert np.linalg.matrix_rank(head) == golden.config.hidden_size
+    assert np.linalg.matrix_rank(head) == min(head.shape)
+    assert len(head) >= golden.config.hidden_size or name == "phi4_mini"
     logits = np.concatenate(sequence.hidden) @ head.T
     logits = logits if cap is None else cap * np.tanh(logits / cap)
     assert max_error(logits, golden.logits[: sum(CHUNKS)]) < MAX_ERROR
