@@ -233,7 +233,9 @@ def quant_matmul_task(
     def call(carry: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         _, *matrix = arrays
         out = quant_matmul(carry[0], *matrix, dtype=jnp.bfloat16, backend=backend)
-        return carry, (out, *matrix)
+        # Or calls on the same set would be one.
+        x, out = jax.lax.optimization_barrier((carry[0], out))
+        return (x,), (out, *matrix)
 
     work = quant_matmul_work(scheme, tokens, outputs, inputs, group)
     return Task(

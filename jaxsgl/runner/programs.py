@@ -337,7 +337,7 @@ def compile_all(
         may_begin.result()
         return lowered.compile()
 
-    num_threads = max(2, os.cpu_count() or 2)
+    num_threads = max(2, (os.cpu_count() or 2) // 2)
     with ThreadPoolExecutor(num_threads, "compile") as threads:
         compiling: list[Future[Any]] = []
         for call in calls:

@@ -2,14 +2,13 @@
 tiles of 16 tokens and need the matrix in an order of their own.
 
 A program of one warp computes some outputs. Its threads lie along the inputs, each with a chunk of
-every row and the part of the token that belongs to it, loaded one block ahead. They add up what
-they have at the end.
+every row and the part of the token that belongs to it, and add up what they have at the end. Other
+programs keep a multiprocessor busy while one waits for its loads: to load a block ahead was slower.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,8 +26,6 @@ CHUNK = 8
 """Bytes of a row that a thread loads at once: as many as fit its load of the token."""
 MAX_CHUNKS = 64
 """Of a row at a time, two for each thread."""
-
-LOAD_AHEAD = True
 
 
 def one_token_matmul(
@@ -72,25 +69,6 @@ def _inside(chunks: int) -> jax.Array:
     return chunk[:, None] * CHUNK + place[None, :]
 
 
-def _over_blocks(
-    load: Callable[[Any], Any],
-    add: Callable[[jax.Array, Any], jax.Array],
-    total: jax.Array,
-    block: int,
-    end: int,
-) -> jax.Array:
-    """`total` after `add` has taken in what `load` finds at every block."""
-    if not LOAD_AHEAD:
-        return lax.fori_loop(0, end // block, lambda i, t: add(t, load(i * block)), total)
-
-    def step(index: jax.Array, carry: Any) -> Any:
-        total, loaded = carry
-        following = load(jnp.minimum((index + 1) * block, end - block))
-        return add(total, loaded), following
-
-    return lax.fori_loop(0, end // block, step, (total, load(0)))[0]
-
-
 def _stream(ref: Any) -> jax.Array:
     """What is read once, past the cache that keeps the token."""
     return plt.load(ref, eviction_policy="evict_first")
@@ -118,23 +96,18 @@ def _eight_bits(
     inside = _inside(chunks)
     block = chunks * CHUNK
 
-    def load(begin: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-        place = begin + inside
-        return _stream(values_ref.at[output[:, None, None], place[None]]), plt.load(
-            x_ref.at[0, place]
-        )
-
-    def add(sums: jax.Array, loaded: tuple[jax.Array, jax.Array]) -> jax.Array:
-        values, x = loaded
+    def add(index: jax.Array, sums: jax.Array) -> jax.Array:
+        place = index * block + inside
+        values = _stream(values_ref.at[output[:, None, None], place[None]])
         if values.dtype == jnp.float8_e4m3fn:
             wide = widened_float8(values, interpret=interpret)
         else:
             wide = values.astype(jnp.float32)
-        x = x.astype(jnp.float32)[None]
-        return multiply_add(wide, x, sums, interpret=interpret)
+        x = plt.load(x_ref.at[0, place]).astype(jnp.float32)
+        return multiply_add(wide, x[None], sums, interpret=interpret)
 
     sums = jnp.zeros((tile_outputs, chunks, CHUNK), jnp.float32)
-    sums = _over_blocks(load, add, sums, block, num_inputs)
+    sums = lax.fori_loop(0, num_inputs // block, add, sums)
     out = sums.sum(2).sum(1) * plt.load(scales_ref.at[output])
     plt.store(out_ref.at[0, output], out.astype(out_ref.dtype))
 
@@ -158,28 +131,27 @@ def _four_bits(
     inside = _inside(chunks)
     block = chunks * CHUNK
 
-    def load(begin: jax.Array | int) -> tuple[Any, ...]:
-        """From that byte of each row on: the bytes, the token's inputs that their low and their
-        high halves belong to, and the scale and zero of each chunk."""
-        place = begin + inside
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
+        place = index * block + inside
         packed = _stream(values_ref.at[output[:, None, None], place[None]])
-        # Half a group later for the high halves.
+        # A byte's low half belongs to an input as far into its group, its high half to one half a
+        # group later.
         low_place = place + lax.div(place, half) * half
-        inputs = [plt.load(x_ref.at[0, low_place + further]) for further in (0, half)]
-        group = lax.div(begin + chunk * CHUNK, half)
-        mine = (output[:, None], group[None, :])
-        return packed, inputs, *(plt.load(ref.at[mine]) for ref in (scales_ref, *zeros_refs))
-
-    def add(total: jax.Array, loaded: tuple[Any, ...]) -> jax.Array:
-        packed, inputs, scale, *zeros = loaded
-        low_x, high_x = (each.astype(jnp.float32) for each in inputs)
+        low_x, high_x = (
+            plt.load(x_ref.at[0, low_place + further]).astype(jnp.float32) for further in (0, half)
+        )
         low, high = raised_halves(packed, interpret=interpret)
         high_products = high * high_x[None]
         raised = multiply_add(low, low_x[None], high_products, interpret=interpret).sum(2)
-        zero = zeros[0].astype(jnp.float32) if zeros else float(MIDDLE)
+        group = lax.div(index * block + chunk * CHUNK, half)
+        mine = (output[:, None], group[None, :])
+        scale, *zeros = (
+            plt.load(ref.at[mine]).astype(jnp.float32) for ref in (scales_ref, *zeros_refs)
+        )
+        zero = zeros[0] if zeros else float(MIDDLE)
         part = raised - (zero + RAISED_BY) * (low_x + high_x).sum(1)[None]
-        return multiply_add(part, scale.astype(jnp.float32), total, interpret=interpret)
+        return multiply_add(part, scale, total, interpret=interpret)
 
     total = jnp.zeros((tile_outputs, chunks), jnp.float32)
-    total = _over_blocks(load, add, total, block, num_bytes)
+    total = lax.fori_loop(0, num_bytes // block, add, total)
     plt.store(out_ref.at[0, output], total.sum(1).astype(out_ref.dtype))
