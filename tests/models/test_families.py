@@ -125,8 +125,8 @@ def test_logits_are_those_of_huggingface(name: str) -> None:
     logits = sequence.run_all(golden.input_ids)
     assert np.abs(golden.logits).max() > 1.0
     assert max_error(logits, golden.logits) < MAX_ERROR
-    # So are the hidden states: the head makes those logits of no others, where it has a row for each
-    # of their dimensions. Phi-4-mini's here has fewer.
+    # So are the hidden states: the head makes those logits of no others, where it has a row for
+    # each of their dimensions. Phi-4-mini's here has fewer.
     tied, cap = golden.config.tie_embeddings, golden.config.logit_soft_cap
     head = golden.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
     assert np.linalg.matrix_rank(head) == min(head.shape)
