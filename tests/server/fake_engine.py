@@ -52,6 +52,7 @@ from jaxsgl.interface import (
 
 END_TOKEN = ord("\n")
 CONTEXT_LEN = 64
+MAX_TOKENS = 4096
 
 
 class FakeEngine:
@@ -244,11 +245,14 @@ class FakeEngine:
 
 
 def answer(request: GenerateRequest) -> list[Delta]:
-    """The deltas of a request, the last with its finish. Raises InvalidRequest if it is empty."""
+    """The deltas of a request, the last with its finish. Raises InvalidRequest if it is empty, or
+    wants a great many tokens: nothing is allocated for what a client claims."""
     sampling = request.sampling
     prompt = prompt_bytes(request.prompt)
     start = (sampling.seed or 0) % len(prompt)
     limit = CONTEXT_LEN if sampling.max_tokens is None else sampling.max_tokens
+    if limit > MAX_TOKENS:
+        raise InvalidRequest(f"at most {MAX_TOKENS} tokens fit", code="context_length_exceeded")
     repeats = prompt[start:] + prompt * (limit // len(prompt) + 1)
     token_ids, finish = list(repeats[:limit]), Finish("length")
     ends = (*sampling.stop_token_ids, *(() if sampling.ignore_eos else (END_TOKEN,)))
