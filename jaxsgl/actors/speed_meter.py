@@ -7,7 +7,10 @@ from collections import deque
 from jaxsgl.actors.messages import Speed
 
 _WEIGHT = 0.1
-"""Of the latest step in the averages."""
+"""Of the latest decode step in their average."""
+_HALF_LIFE_TOKENS = 32_768
+"""After so many tokens of prompts, what was measured before counts half. By tokens, not by steps: a
+short prompt takes as long as reading the weights does, and says little about long ones."""
 _PREFILL_TOKENS_PER_ROW = 4
 """A step of so many tokens per row computes prompts; one of fewer decodes."""
 
@@ -22,6 +25,8 @@ class SpeedMeter:
         self.speed = Speed()
         self._begun: deque[tuple[int, int, float]] = deque()
         self._last_end_s = 0.0
+        self._prefill_s = 0.0
+        self._prefill_tokens = 0.0
 
     def step_begun(self, num_rows: int, num_tokens: int, now_s: float) -> None:
         self._begun.append((num_rows, num_tokens, now_s))
@@ -31,18 +36,17 @@ class SpeedMeter:
         num_rows, num_tokens, begin_s = self._begun.popleft()
         elapsed_s = now_s - max(begin_s, self._last_end_s)
         self._last_end_s = now_s
-        prefill_s, decode_s = self.speed.prefill_token_s, self.speed.decode_step_s
+        prefill_token_s, decode_s = self.speed.prefill_token_s, self.speed.decode_step_s
         if num_tokens >= _PREFILL_TOKENS_PER_ROW * num_rows:
-            prefill_s = _mean(prefill_s, elapsed_s / num_tokens)
+            kept = 0.5 ** (num_tokens / _HALF_LIFE_TOKENS)
+            self._prefill_s = kept * self._prefill_s + elapsed_s
+            self._prefill_tokens = kept * self._prefill_tokens + num_tokens
+            prefill_token_s = self._prefill_s / self._prefill_tokens
         else:
-            decode_s = _mean(decode_s, elapsed_s)
-        self.speed = Speed(prefill_s, decode_s)
+            decode_s = elapsed_s if decode_s == 0.0 else decode_s + _WEIGHT * (elapsed_s - decode_s)
+        self.speed = Speed(prefill_token_s, decode_s)
         return elapsed_s
 
     def forget_steps(self) -> None:
         """Those begun will not end."""
         self._begun.clear()
-
-
-def _mean(mean: float, value: float) -> float:
-    return value if mean == 0.0 else mean + _WEIGHT * (value - mean)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "jaxsgl.json"
 WEIGHTS_FOLDER = "weights"
 TOKENIZER_FOLDER = "tokenizer"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAX_CHECKED_BYTES = 2**20
 """Files up to that size are known by their content: those that say where the weights lie. Of the
 others, with the weights themselves, only the size is known; reading them twice would take long."""

@@ -73,7 +73,7 @@ def test_the_layout_on_disk_is_that_of_the_format_s_version(tmp_path: Path) -> N
     checksum = 0
     for name, values in sorted(arrays.items()):
         checksum = zlib.crc32(f"{name}{values.shape}".encode() + values.tobytes(), checksum)
-    assert (FORMAT_VERSION, checksum) == (3, 1541974195)
+    assert (FORMAT_VERSION, checksum) == (4, 1541974195)
 
 
 def test_orbax_alone_reads_what_was_saved(saved: Path) -> None:

@@ -68,8 +68,9 @@ class ReplicaLoad:
         num_cached = self.sketch.num_cached(job.names) * job.page_size
         return max(1, job.num_tokens - num_cached)
 
-    def queue_delay_s(self) -> float:
-        """Seconds that a request which came now would lose to those that are there.
+    def queue_delay_s(self, prefill_token_s: float) -> float:
+        """Seconds that a request which came now would lose to those that are there, where a token
+        of a prompt takes so long.
 
         Prompts before it are computed before it. Answers under way take part of every step; beyond
         the replica's slots, one of them has to end first.
@@ -77,7 +78,7 @@ class ReplicaLoad:
         busy = self.num_in_flight / self.num_slots
         waiting = max(0, self.num_in_flight + 1 - self.num_slots) / self.num_slots
         answer_s = self.latency.answer_s or 64 * self.decode_step_s
-        return self.backlog_tokens * self.prefill_token_s + (busy + waiting) * answer_s
+        return self.backlog_tokens * prefill_token_s + (busy + waiting) * answer_s
 
 
 class Guard:

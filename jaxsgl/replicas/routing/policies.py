@@ -132,16 +132,20 @@ class CacheAware:
     there already.
 
     One formula for affinity and balance: a prompt goes where its prefix is as long as that saves
-    more than the queue there costs.
+    more than the queue there costs. All replicas are taken to compute prompts as fast as the
+    fastest does: they run the same programs, and one whose first steps were slow would get no more
+    to show that it is not. One that is slow keeps its backlog, which counts.
     """
 
     def __init__(self) -> None:
         self._rotation = _Rotation()
 
     def choose(self, job: Job, loads: Loads, now_s: float) -> ReplicaLoad:
+        prefill_token_s = min(load.prefill_token_s for load in loads)
+
         def cost(load: ReplicaLoad) -> tuple[float, ...]:
-            compute_s = load.uncached_len(job) * load.prefill_token_s
-            cost_s = _WORK_WEIGHT * compute_s + load.queue_delay_s()
+            compute_s = load.uncached_len(job) * prefill_token_s
+            cost_s = _WORK_WEIGHT * compute_s + load.queue_delay_s(prefill_token_s)
             return cost_s, load.num_in_flight, len(load.sketch)
 
         return self._rotation.best(loads, cost)

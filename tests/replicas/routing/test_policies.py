@@ -42,6 +42,24 @@ def test_round_robin_gives_equal_shares():
     assert shares("round-robin", replicas(5, 1, 1)) == pytest.approx([1 / 3] * 3, rel=0.02)
 
 
+def test_a_replica_whose_first_steps_were_slow_gets_its_share_of_a_burst():
+    loads = replicas(1, 1)
+    loads[1].speed = Speed(prefill_token_s=0.02, decode_step_s=0.01)
+    assert shares("cache-aware", loads, num_open=500) == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+def test_a_replica_that_is_slow_keeps_its_backlog_and_gets_less():
+    loads, policy = replicas(1, 1), make_policy("cache-aware", 0)
+    guards: dict[int, list[Guard]] = {0: [], 1: []}
+    for turn in range(300):
+        chosen = policy.choose(JOB, loads, turn * 0.1)
+        guards[chosen.replica_id].append(Guard(chosen, JOB))
+        for replica_id, turns in ((0, 1), (1, 10)):  # one is ten times as slow
+            if turn % turns == 0 and guards[replica_id]:
+                guards[replica_id].pop(0).release()
+    assert len(guards[1]) < 10 and loads[1].num_in_flight == len(guards[1])
+
+
 def test_weighted_gives_shares_by_weight():
     assert shares("weighted", replicas(2, 1)) == pytest.approx([2 / 3, 1 / 3], rel=0.02)
     assert shares("weighted", replicas(1, 1, 0.5)) == pytest.approx([0.4, 0.4, 0.2], rel=0.02)
