@@ -18,7 +18,7 @@ from jaxsgl.convert import convert
 from jaxsgl.loading.checkpoint import open_checkpoint
 from jaxsgl.loading.errors import CheckpointError
 from jaxsgl.loading.locate import locate_model
-from jaxsgl.loading.orbax_checkpoint import MAX_CHECKED_BYTES, OrbaxCheckpoint
+from jaxsgl.loading.orbax_checkpoint import FORMAT_VERSION, MAX_CHECKED_BYTES, OrbaxCheckpoint
 from jaxsgl.models.llama import Llama
 from jaxsgl.models.sharding import resolve_layout
 from tests.loading.tiny_models import TinyModel, tiny_model, write_folder
@@ -134,8 +134,14 @@ def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) ->
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "another version": (lambda m: m.update(format_version=1), "format_version is 1; known: 3"),
-    "no version": (lambda m: m.pop("format_version"), "format_version is None; known: 3"),
+    "another version": (
+        lambda m: m.update(format_version=1),
+        f"format_version is 1; known: {FORMAT_VERSION}",
+    ),
+    "no version": (
+        lambda m: m.pop("format_version"),
+        f"format_version is None; known: {FORMAT_VERSION}",
+    ),
     "no files": (lambda m: m.pop("weight_files"), "missing required field `weight_files`"),
     "more than known": (lambda m: m.update(extra=1), "unknown field `extra`"),
     "more about the model": (
