@@ -22,7 +22,7 @@ from jaxsgl.cache.manager import KVCacheManager
 from jaxsgl.config import EngineConfig
 from jaxsgl.grammar.vocabulary import Vocabulary as TokenTrie
 from jaxsgl.heap import settle
-from jaxsgl.interface import EngineOperation, EngineStats, ModelInfo
+from jaxsgl.interface import EngineOperation, EngineStats, ModelInfo, OperationRefused
 from jaxsgl.offline.offline_engine import OfflineEngine
 from jaxsgl.runner.batch import draw_fields, forward_fields, pack_draw, pack_forward
 from jaxsgl.runner.buckets import make_buckets, pick_bucket
@@ -123,7 +123,7 @@ class ClockedRunner:
         return np.where(mask_row < 0, 1, token_ids).astype(np.int32)
 
     def prepare(self, operation: EngineOperation) -> Change:
-        raise NotImplementedError
+        raise OperationRefused("a clock has nothing to change")
 
     def reset(self) -> None:
         pass

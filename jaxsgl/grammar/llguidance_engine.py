@@ -118,10 +118,9 @@ class LlguidanceMatcher:
         first_mask: Row | None = None,
     ) -> None:
         """`first_mask` is that of the first token of all, if it is known."""
-        self.raw = matcher
         self.batch = batch
         self.ways_out = ways_out
-        self._matcher = matcher
+        self.raw = matcher
         self._vocabulary = vocabulary
         self._first_mask = first_mask
         self._num_taken = 0
@@ -129,26 +128,26 @@ class LlguidanceMatcher:
 
     @property
     def error(self) -> str | None:
-        return _first_line(self._matcher.get_error()) if self._matcher.is_error() else None
+        return _first_line(self.raw.get_error()) if self.raw.is_error() else None
 
     @property
     def can_end(self) -> bool:
-        return self._ended or (not self._matcher.is_error() and self._matcher.is_accepting())
+        return self._ended or (not self.raw.is_error() and self.raw.is_accepting())
 
     @property
     def finished(self) -> bool:
-        return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
+        return self._ended or (self.raw.is_stopped() and not self.raw.is_error())
 
     def fill_mask(self, row: Row) -> None:
-        if not self._ended and not self._matcher.is_error():
+        if not self._ended and not self.raw.is_error():
             used_len = (len(self._vocabulary.token_bytes) + 31) // 32
-            self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, used_len * row.itemsize)
+            self.raw.unsafe_compute_mask_ptr(row.ctypes.data, used_len * row.itemsize)
             row[used_len:] = 0
-        if self._ended or self._matcher.is_error():
+        if self._ended or self.raw.is_error():
             row[:] = self._vocabulary.ends
 
     def try_fill_mask(self, row: Row) -> bool:
-        if self._ended or self._matcher.is_stopped():  # in error, too
+        if self._ended or self.raw.is_stopped():  # in error, too
             self.fill_mask(row)
             return True
         if self._num_taken == 0 and self._first_mask is not None:
@@ -157,19 +156,19 @@ class LlguidanceMatcher:
         return False
 
     def advance(self, token_id: int) -> bool:
-        if self._ended or self._matcher.is_error():
+        if self._ended or self.raw.is_error():
             return False
         if token_id in self._vocabulary.eos_token_ids:
-            self._ended = self._matcher.is_accepting()
+            self._ended = self.raw.is_accepting()
             self._num_taken += self._ended
             return self._ended
         if not 0 <= token_id < len(self._vocabulary.token_bytes):
             return False
         # A refused token would put the matcher into its error state for good.
-        if self._matcher.validate_tokens([token_id]) != 1:
+        if self.raw.validate_tokens([token_id]) != 1:
             return False
         self._num_taken += 1
-        return self._matcher.consume_token(token_id)
+        return self.raw.consume_token(token_id)
 
     def rollback(self, num_tokens: int) -> None:
         if not 0 <= num_tokens <= self._num_taken:
@@ -179,24 +178,24 @@ class LlguidanceMatcher:
             self._ended = False
             num_tokens -= 1
         if num_tokens:
-            self._matcher.rollback(num_tokens)
+            self.raw.rollback(num_tokens)
 
     def fork(self) -> LlguidanceMatcher:
-        raw = self._matcher.deep_copy()
+        raw = self.raw.deep_copy()
         twin = LlguidanceMatcher(raw, self._vocabulary, self.batch, self.ways_out, self._first_mask)
         twin._num_taken, twin._ended = self._num_taken, self._ended
         return twin
 
     def forced_bytes(self, max_len: int) -> bytes:
-        if self._ended or self._matcher.is_error():
+        if self._ended or self.raw.is_error():
             return b""
-        return self._matcher.compute_ff_bytes()[:max_len]
+        return self.raw.compute_ff_bytes()[:max_len]
 
     def way_out(self) -> bytes | None:
-        if self._ended or self._matcher.is_error():
+        if self._ended or self.raw.is_error():
             return None
         for text, tokens in self.ways_out.spelled:
-            if self._matcher.validate_tokens(tokens) == len(tokens):
+            if self.raw.validate_tokens(tokens) == len(tokens):
                 return text
         return None
 
