@@ -1,9 +1,10 @@
 """Sharding specs side by side: `python -m bench.sharding --specs "tp=1 tp=2:megatron tp=2:fsdp"`.
 
 Each spec is a mesh and, behind a colon, what `--sharding-rules` takes. For each, the model is
-loaded and decodes some rows at one context, one step in flight as in service. Without accelerators
-the CPU is split into as many devices as the largest mesh asks for: then times say little, and
-memory and collectives are those of the partitioned program all the same.
+loaded and decodes some rows at one context, one step in flight as in service: step by step, and
+in chains if there are any (`--num-continuous-decode-steps`). Without accelerators the CPU is split
+into as many devices as the largest mesh asks for: then times say little, and memory and collectives
+are those of the partitioned program all the same.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from jaxsgl.interface import SamplingParams
 from jaxsgl.loading.model_files import open_model
 from jaxsgl.runner.build import build_runner
 from jaxsgl.runner.mesh import make_mesh, parse_mesh
+from jaxsgl.runner.platform import CHAIN_LEN
 from jaxsgl.runner.runner import ModelRunner
 from jaxsgl.step import LAST_TOKEN, SAMPLE, SlotOpening, StepLimits, StepPlan
 
@@ -86,7 +88,8 @@ def split_spec(text: str, config: EngineConfig) -> tuple[str, str]:
 def sized(config: EngineConfig, rows: Sequence[int], bench: ShardingBench) -> EngineConfig:
     """With room for the rows and few programs beyond theirs, where nothing else is asked for."""
     most = max(rows)
-    num_tokens = bench.input_len + WARM_STEPS + bench.steps + 2
+    longest_chain = config.num_continuous_decode_steps or CHAIN_LEN
+    num_tokens = bench.input_len + 1 + longest_chain * (WARM_STEPS + bench.steps + 1)
     pages_each = -(-num_tokens // config.page_size)
     return dataclasses.replace(
         config,
@@ -105,8 +108,9 @@ def measure(config: EngineConfig, rows: Sequence[int], bench: ShardingBench) -> 
             print(f"{config.mesh}:{config.sharding_rules}: {note}")
         figures = program_figures(runner, max(rows))
         for num_rows in rows:
-            runner.reset()
-            figures |= decode(runner, num_rows, bench)
+            figures |= decode(runner, num_rows, bench, num_draws=1)
+            if runner.limits.chain_len > 1:
+                figures |= decode(runner, num_rows, bench, num_draws=runner.limits.chain_len)
         return figures
     finally:
         runner.close()
@@ -143,13 +147,16 @@ def bytes_each(array: jax.ShapeDtypeStruct) -> int:
     return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
-def decode(runner: ModelRunner, num_rows: int, bench: ShardingBench) -> Figures:
-    """Median time from step to step, and of the host's part in one."""
+def decode(runner: ModelRunner, num_rows: int, bench: ShardingBench, num_draws: int) -> Figures:
+    """Median time per token of a row, and of the host's part in it, with so many draws a step."""
+    runner.reset()
     in_flight: deque[Any] = deque()
     ended_s: list[float] = []
     dispatch_ms: list[float] = []
+    context_len = bench.input_len
     for step in range(WARM_STEPS + bench.steps + 1):
-        plan = decode_plan(runner.limits, num_rows, bench.input_len, step)
+        plan = decode_plan(runner.limits, num_rows, context_len, step, num_draws if step else 1)
+        context_len += plan.num_rounds
         begin_s = time.perf_counter()
         in_flight.append(runner.dispatch(plan))
         dispatch_ms.append(1e3 * (time.perf_counter() - begin_s))
@@ -158,15 +165,20 @@ def decode(runner: ModelRunner, num_rows: int, bench: ShardingBench) -> Figures:
             ended_s.append(time.perf_counter())
     in_flight.popleft().wait()
     step_ms = 1e3 * np.diff(ended_s)[WARM_STEPS - 1 :]
+    name = f"{num_rows}" if num_draws == 1 else f"{num_rows}_chained"
     return {
-        f"step_ms_{num_rows}": float(np.median(step_ms)),
-        f"dispatch_ms_{num_rows}": float(np.median(dispatch_ms[WARM_STEPS:])),
+        f"step_ms_{name}": float(np.median(step_ms)) / num_draws,
+        f"dispatch_ms_{name}": float(np.median(dispatch_ms[WARM_STEPS:])) / num_draws,
     }
 
 
-def decode_plan(limits: StepLimits, num_rows: int, input_len: int, step: int) -> StepPlan:
-    """The step-th token of rows whose pages hold nothing but zeros; the first step opens them."""
+def decode_plan(
+    limits: StepLimits, num_rows: int, context_len: int, step: int, num_draws: int
+) -> StepPlan:
+    """The next tokens of rows whose pages hold nothing but zeros; the first step opens them."""
     rows = np.arange(num_rows, dtype=np.int32)
+    num_tokens = num_rows * num_draws
+    q_start = np.arange(0, num_tokens + 1, num_draws, dtype=np.int32)
     pages_each = (limits.num_pages - 1) // limits.max_rows
     edits = np.zeros((0, 3), np.int32)
     openings: tuple[SlotOpening, ...] = ()
@@ -179,15 +191,15 @@ def decode_plan(limits: StepLimits, num_rows: int, input_len: int, step: int) ->
         )
     return StepPlan(
         step_id=step,
-        mode="decode",
+        mode="decode" if num_draws == 1 else "chain",
         slot=rows,
-        q_start=np.arange(num_rows + 1, dtype=np.int32),
-        token_ids=np.full(num_rows, LAST_TOKEN if step else 1, np.int32),
-        kv_len=np.full(num_rows, input_len + step + 1, np.int32),
+        q_start=q_start,
+        token_ids=np.full(num_tokens, LAST_TOKEN if step else 1, np.int32),
+        kv_len=np.full(num_rows, context_len + num_draws, np.int32),
         write_from=np.zeros(num_rows, np.int32),
-        logit_idx=rows,
-        logit_start=np.arange(num_rows + 1, dtype=np.int32),
-        logit_target=np.full(num_rows, SAMPLE, np.int32),
+        logit_idx=np.arange(num_tokens, dtype=np.int32),
+        logit_start=q_start,
+        logit_target=np.full(num_tokens, SAMPLE, np.int32),
         page_edits=edits,
         openings=openings,
     )

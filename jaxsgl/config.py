@@ -137,6 +137,12 @@ class EngineConfig:
         "most milliseconds between two tokens of an answer: steps with decoding rows take no more "
         "of a prompt than keeps it; default: no bound",
     )
+    num_continuous_decode_steps: int | None = option(
+        None,
+        "decode steps that devices do on end where no answer needs the host between them and the "
+        "host is what they would wait for: tokens come so many at a time then; default: 6 on "
+        "several GPUs, 1 elsewhere",
+    )
     schedule_policy: str = option(
         "fcfs",
         "order in which waiting requests are admitted",

@@ -48,6 +48,9 @@ class StepLimits:
     """Most rows that can read a shared prefix together; 0 where that is not to be had."""
     mixed_sizes: tuple[int, ...] = ()
     """Numbers of tokens to which steps with prompts are padded, ascending up to max_tokens."""
+    chain_len: int = 1
+    """Most tokens of a row in a "chain" step; 1 where there are none. `max_tokens` and `max_logits`
+    do not bind those."""
 
     @property
     def max_context_len(self) -> int:
@@ -110,9 +113,12 @@ class ConstrainedDraw:
     constraint: DrawConstraint
 
 
-StepMode = Literal["decode", "shared", "mixed"]
+StepMode = Literal["decode", "shared", "chain", "mixed"]
 """decode: every row has exactly one token, and its logits are wanted. shared: besides, rows that
-begin alike lie together, see `StepPacks`."""
+begin alike lie together, see `StepPacks`. chain: rows have up to `StepLimits.chain_len` tokens,
+each but the first the draw of the one before, and the logits of all are wanted; nothing but a
+slot's temperature and filters enters into the draws: no penalties, no bias, no mask, no
+log-probabilities."""
 
 
 class StepPacks(NamedTuple):
@@ -136,7 +142,7 @@ class StepPlan:
     q_start: NDArray[np.int32]
     """[rows + 1]: row r's tokens are token_ids[q_start[r]:q_start[r + 1]]."""
     token_ids: NDArray[np.int32]
-    """[tokens], LAST_TOKEN where the device knows better."""
+    """[tokens], LAST_TOKEN where the device knows better, as it does behind a chain's first."""
     kv_len: NDArray[np.int32]
     """[rows]: tokens of the row with KV once this step has run. The last new token has position
     kv_len - 1."""
@@ -171,6 +177,11 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def num_rounds(self) -> int:
+        """Passes through the model that its rows need."""
+        return int(np.diff(self.q_start).max()) if self.mode == "chain" else 1
 
 
 @dataclass(frozen=True, slots=True)

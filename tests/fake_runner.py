@@ -98,6 +98,7 @@ def make_limits(
     max_pages_per_row: int = 32,
     pack_rows: int = 0,
     mixed_sizes: tuple[int, ...] = (),
+    chain_len: int = 1,
 ) -> StepLimits:
     return StepLimits(
         num_pages=num_pages,
@@ -110,6 +111,7 @@ def make_limits(
         vocab_size=VOCAB_SIZE,
         pack_rows=pack_rows,
         mixed_sizes=mixed_sizes,
+        chain_len=chain_len,
     )
 
 
@@ -249,6 +251,8 @@ class FakeRunner:
             assert self._hash[self._place(slot, position)] == prefix_hash
             hashes.append(prefix_hash)
             position += 1
+            if plan.mode == "chain":
+                self._last_token[slot] = draw(prefix_hash, self._seed[slot])
         return hashes
 
     def _place(self, slot: int, position: int) -> tuple[int, int]:
@@ -273,12 +277,20 @@ class FakeRunner:
         num_new = [end - start for start, end in pairwise(begin)]
         logit_idx = plan.logit_idx.tolist()
         assert 0 < plan.num_rows <= limits.max_rows
-        assert plan.num_tokens <= limits.max_tokens
-        assert len(plan.logit_idx) <= limits.max_logits
         assert min(num_new) > 0
         assert all(map(operator.ge, plan.kv_len.tolist(), num_new))
         assert len(set(plan.slot.tolist())) == plan.num_rows
         assert all(first < second for first, second in pairwise(logit_idx))
+        if plan.mode == "chain":
+            assert 1 < max(num_new) <= limits.chain_len
+            assert all(token_id == LAST_TOKEN for token_id in np.delete(plan.token_ids, begin[:-1]))
+            assert logit_idx == list(range(plan.num_tokens))
+            assert set(plan.logit_target.tolist()) == {SAMPLE}
+            assert not plan.constrained and not plan.wants_hidden
+            assert plan.num_top_logprobs is None and not plan.openings
+            return
+        assert plan.num_tokens <= limits.max_tokens
+        assert len(plan.logit_idx) <= limits.max_logits
         if plan.mode != "mixed":
             assert max(num_new) == 1 and set(plan.logit_target.tolist()) == {SAMPLE}
             assert not plan.wants_hidden

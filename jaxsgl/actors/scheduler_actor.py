@@ -279,7 +279,7 @@ class SchedulerActor(Service):
             plan = self._plan()
         if plan is not None:
             self._in_flight.append(self._runner.submit(plan))
-            self._speed.step_begun(plan.num_rows, plan.num_tokens, self._loop.time())
+            self._speed.step_begun(plan, self._loop.time())
         if not self._in_flight:
             return False
         if plan is not None and len(self._in_flight) < self._max_in_flight:

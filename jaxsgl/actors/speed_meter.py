@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from jaxsgl.actors.messages import Speed
+from jaxsgl.step import StepPlan
 
 _WEIGHT = 0.1
 """Of the latest decode step in their average."""
@@ -12,7 +13,7 @@ _HALF_LIFE_TOKENS = 32_768
 """After so many tokens of prompts, what was measured before counts half. By tokens, not by steps: a
 short prompt takes as long as reading the weights does, and says little about long ones."""
 _PREFILL_TOKENS_PER_ROW = 4
-"""A step of so many tokens per row computes prompts; one of fewer decodes."""
+"""A mixed step of so many tokens per row computes prompts; others decode."""
 
 
 class SpeedMeter:
@@ -23,27 +24,29 @@ class SpeedMeter:
 
     def __init__(self) -> None:
         self.speed = Speed()
-        self._begun: deque[tuple[int, int, float]] = deque()
+        self._begun: deque[tuple[StepPlan, float]] = deque()
         self._last_end_s = 0.0
         self._prefill_s = 0.0
         self._prefill_tokens = 0.0
 
-    def step_begun(self, num_rows: int, num_tokens: int, now_s: float) -> None:
-        self._begun.append((num_rows, num_tokens, now_s))
+    def step_begun(self, plan: StepPlan, now_s: float) -> None:
+        self._begun.append((plan, now_s))
 
     def step_ended(self, now_s: float) -> float:
         """How long the step took, in seconds."""
-        num_rows, num_tokens, begin_s = self._begun.popleft()
+        plan, begin_s = self._begun.popleft()
+        num_tokens = plan.num_tokens
         elapsed_s = now_s - max(begin_s, self._last_end_s)
         self._last_end_s = now_s
         prefill_token_s, decode_s = self.speed.prefill_token_s, self.speed.decode_step_s
-        if num_tokens >= _PREFILL_TOKENS_PER_ROW * num_rows:
+        if plan.mode == "mixed" and num_tokens >= _PREFILL_TOKENS_PER_ROW * plan.num_rows:
             kept = 0.5 ** (num_tokens / _HALF_LIFE_TOKENS)
             self._prefill_s = kept * self._prefill_s + elapsed_s
             self._prefill_tokens = kept * self._prefill_tokens + num_tokens
             prefill_token_s = self._prefill_s / self._prefill_tokens
         else:
-            decode_s = elapsed_s if decode_s == 0.0 else decode_s + _WEIGHT * (elapsed_s - decode_s)
+            each_s = elapsed_s / plan.num_rounds
+            decode_s = each_s if decode_s == 0.0 else decode_s + _WEIGHT * (each_s - decode_s)
         self.speed = Speed(prefill_token_s, decode_s)
         return elapsed_s
 

@@ -87,6 +87,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             self.grammar is not None or self.allowed_token_ids is not None or bool(self.bad_words)
         )
 
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether draws depend on what was drawn before, or on ids of its own."""
+        has_penalties = (
+            self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+            or self.repetition_penalty != 1.0
+        )
+        return has_penalties or bool(self.logit_bias) or self.min_tokens > 0
+
 
 class TextPrompt(msgspec.Struct, frozen=True, tag="text"):
     """Plain text, encoded as text: control tokens written in it stay ordinary characters."""

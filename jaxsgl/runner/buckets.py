@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from jaxsgl.models.attention import Mode
-from jaxsgl.step import StepLimits, StepPlan
+from jaxsgl.step import StepLimits, StepMode, StepPlan
 
 FAR_APART = 512
 """Tokens between two sizes of steps that matter where a step's time is promised."""
@@ -29,7 +28,7 @@ class Sizes:
 class Bucket:
     """Padded sizes of a step; each bucket is one forward program."""
 
-    mode: Mode
+    mode: StepMode
     num_tokens: int
     num_rows: int
     num_logits: int
@@ -37,6 +36,16 @@ class Bucket:
     @property
     def name(self) -> str:
         return f"{self.mode}_{self.num_tokens}x{self.num_logits}"
+
+    @property
+    def num_rounds(self) -> int:
+        """Passes through the model."""
+        return self.num_tokens // self.num_rows if self.mode == "chain" else 1
+
+    @property
+    def tokens_at_once(self) -> int:
+        """In each of them."""
+        return self.num_tokens // self.num_rounds
 
     def fits(self, plan: StepPlan) -> bool:
         runs_mode = self.mode == plan.mode or (self.mode == "decode" and plan.mode == "shared")
@@ -52,10 +61,10 @@ def make_buckets(limits: StepLimits, sizes: Sizes) -> tuple[Bucket, ...]:
     """Buckets that between them fit every plan within `limits`, cheapest first for each mode.
 
     Steps that share prefixes have buckets of their own, and run as any other where those are too
-    small. Decode buckets grow by rows. Mixed buckets grow by tokens, at the most rows that many
-    tokens can have: rows cost little there, programs cost start time. If a step may want more
-    logits than rows, one more bucket has room for them. `limits.mixed_sizes` wins over those of
-    `sizes`.
+    small. Decode buckets grow by rows, and so do chains, if there are any. Mixed buckets grow by
+    tokens, at the most rows that many tokens can have: rows cost little there, programs cost start
+    time. If a step may want more logits than rows, one more bucket has room for them.
+    `limits.mixed_sizes` wins over those of `sizes`.
     """
 
     def num_logits(num_rows: int) -> int:
@@ -70,13 +79,18 @@ def make_buckets(limits: StepLimits, sizes: Sizes) -> tuple[Bucket, ...]:
         Bucket("decode", n, n, min(num_logits(n), limits.max_rows))
         for n in up_to(limits.max_rows, sizes.decode_rows)
     ]
+    chains = [
+        Bucket("chain", n * limits.chain_len, n, n * limits.chain_len)
+        for n in up_to(limits.max_rows, sizes.decode_rows)
+        if limits.chain_len > 1
+    ]
     mixed: list[Bucket] = []
     for tokens in limits.mixed_sizes or up_to(limits.max_tokens, sizes.mixed_tokens):
         rows = min(tokens, limits.max_rows)
         mixed.append(Bucket("mixed", tokens, rows, min(num_logits(rows), limits.max_rows)))
     if limits.max_logits > limits.max_rows:
         mixed.append(Bucket("mixed", limits.max_tokens, limits.max_rows, limits.max_logits))
-    return tuple(shared + decode + mixed)
+    return tuple(shared + decode + chains + mixed)
 
 
 def up_to(largest: int, sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -85,7 +85,9 @@ def build_runner(
     if config.nnodes > 1:
         same = dataclasses.replace(parts.model, name="")
         num_pages = agreed_pages(num_pages, f"{same} {parts.form} {parts.dtype}")
-    limits = dataclasses.replace(sizes, num_pages=num_pages)
+    limits = dataclasses.replace(
+        sizes, num_pages=num_pages, chain_len=parts.platform.chain_len(config, mesh.size)
+    )
 
     # Held while everything else finds its place: what is left over must lie in one piece.
     room = None if memory is None else _take_room(mesh, memory.steps)

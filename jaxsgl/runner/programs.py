@@ -19,6 +19,7 @@ from jaxsgl.models.sharding import Layout
 from jaxsgl.models.weights import Model, placement
 from jaxsgl.runner.batch import draw_fields, forward_fields, unpack_forward
 from jaxsgl.runner.buckets import Bucket
+from jaxsgl.runner.chain import CHAIN_WRITES, chain_fields, jit_chain
 from jaxsgl.runner.kv_cache import kv_allocator
 from jaxsgl.runner.packing import PackedInts
 from jaxsgl.runner.platform import Platform
@@ -70,7 +71,7 @@ class StateProgram(NamedTuple):
         return result, rest._replace(**written)
 
 
-ProgramKind = Literal["forward", "draw", "mask", "slots"]
+ProgramKind = Literal["forward", "chain", "draw", "mask", "slots"]
 
 
 class Call(NamedTuple):
@@ -119,17 +120,33 @@ class Programs:
                 platform.compiler_options(bucket, layout.mesh.size),
             )
             for bucket in buckets
+            if bucket.mode != "chain"
         }
+        self.chain = {
+            bucket: StateProgram(
+                chain_fields(bucket),
+                jit_chain(
+                    join,
+                    self.weights,
+                    layout,
+                    bucket,
+                    limits.page_size,
+                    backend,
+                    platform.compiler_options(bucket, layout.mesh.size),
+                ),
+                CHAIN_WRITES,
+            )
+            for bucket in buckets
+            if bucket.mode == "chain"
+        }
+        num_logits = sorted({bucket.num_logits for bucket in self.forward})
         self.draw_kinds = platform.draw_kinds
         self.draw = {
             (kind, n): draw_program(layout, n, kind, backend)
             for kind in platform.draw_kinds
-            for n in sorted({bucket.num_logits for bucket in buckets})
+            for n in num_logits
         }
-        self.mask = {
-            n: mask_program(layout, n, limits, backend)
-            for n in sorted({bucket.num_logits for bucket in buckets})
-        }
+        self.mask = {n: mask_program(layout, n, limits, backend) for n in num_logits}
         self.open = opening_program(layout, limits.vocab_size)
         self.update = {size: update_program(layout, size) for size in UPDATE_SIZES}
 
@@ -149,12 +166,15 @@ class Programs:
         for call, executable in zip(calls, compiled, strict=True):
             self._keep(call, executable)
             by_kind[call.kind] = max(by_kind.get(call.kind, 0), own_bytes(executable))
-        return by_kind["forward"] + by_kind["mask"] + by_kind["draw"]
+        apart = by_kind["forward"] + by_kind["mask"] + by_kind["draw"]
+        return max(apart, by_kind.get("chain", 0))
 
     def _keep(self, call: Call, executable: jax.stages.Compiled) -> None:
         match call.kind:
             case "forward":
                 self.forward[call.key] = self.forward[call.key]._replace(run=executable)
+            case "chain":
+                self.chain[call.key] = self.chain[call.key]._replace(run_parts=executable)
             case "draw":
                 self.draw[call.key] = self.draw[call.key]._replace(run_parts=executable)
             case "mask":
@@ -179,6 +199,10 @@ class Programs:
         for bucket, program in reversed(self.forward.items()):
             args = (self.weights, kv, state, vector(program.fields))
             calls.append(Call("forward", bucket, program.run, args))
+        for bucket, program in reversed(self.chain.items()):
+            parts = split_state(state, program.writes)
+            args = (*parts, self.weights, kv, vector(program.fields))
+            calls.append(Call("chain", bucket, program.run_parts, args))
 
         def logits(num_logits: int) -> jax.ShapeDtypeStruct:
             shape = (num_logits, self.limits.vocab_size)

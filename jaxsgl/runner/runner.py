@@ -14,6 +14,7 @@ from jaxsgl.models.sharding import Layout, placed
 from jaxsgl.models.weights import Model
 from jaxsgl.runner.batch import pack_draw, pack_forward
 from jaxsgl.runner.buckets import Bucket, pick_bucket
+from jaxsgl.runner.chain import drawn_in_chain, pack_chain
 from jaxsgl.runner.compile_guard import CompileGuard
 from jaxsgl.runner.device_memory import DeviceMemory
 from jaxsgl.runner.operations import Respread, RunnerOperations, WeightSource, no_other_spread
@@ -22,7 +23,16 @@ from jaxsgl.runner.sampler import DRAW_KINDS, INVALID, DrawKind, Drawn, draw_kin
 from jaxsgl.runner.slot_state import pack_opening
 from jaxsgl.runner.slot_updates import inert_update, pack_updates
 from jaxsgl.runner.token_masks import pack_masks
-from jaxsgl.step import Change, MaskRows, SlotOpening, StepLimits, StepMasks, StepPlan, StepResult
+from jaxsgl.step import (
+    Change,
+    MaskRows,
+    PendingStep,
+    SlotOpening,
+    StepLimits,
+    StepMasks,
+    StepPlan,
+    StepResult,
+)
 
 
 class DispatchedStep:
@@ -57,6 +67,19 @@ class DispatchedStep:
         return StepResult(
             self._step_id, token_ids, valid, *logprobs, skipped=self._skipped, hidden=hidden
         )
+
+
+class DispatchedChain:
+    """The same for a chain of steps."""
+
+    def __init__(self, plan: StepPlan, drawn: jax.Array) -> None:
+        self._plan = plan
+        self._drawn = drawn
+        drawn.copy_to_host_async()
+
+    def wait(self) -> StepResult:
+        token_ids = drawn_in_chain(self._plan, np.asarray(self._drawn))
+        return StepResult(self._plan.step_id, token_ids, token_ids != INVALID)
 
 
 class ModelRunner:
@@ -137,6 +160,11 @@ class ModelRunner:
         match call.kind:
             case "forward":
                 _, _, memory.kv = call.run(memory.weights, memory.kv, memory.state, vector)
+            case "chain":
+                program = self.programs.chain[call.key]
+                (_, memory.kv), memory.state = program.run(
+                    memory.state, memory.weights, memory.kv, vector
+                )
             case "draw":
                 program = self.programs.draw[call.key]
                 _, memory.state = program.run(memory.state, _zeros(call.args[2]), vector)
@@ -151,10 +179,12 @@ class ModelRunner:
         programs, padding_slot = self.programs, self._padding_slot
         match call.kind:
             case "forward":
-                plan = dataclasses.replace(_NOTHING, mode=call.key.mode)
+                plan = dataclasses.replace(NOTHING, mode=call.key.mode)
                 return pack_forward(plan, programs.forward[call.key].fields, padding_slot)
+            case "chain":
+                return pack_chain(NOTHING, programs.chain[call.key].fields, padding_slot)
             case "draw":
-                return pack_draw(_NOTHING, programs.draw[call.key].fields, padding_slot)
+                return pack_draw(NOTHING, programs.draw[call.key].fields, padding_slot)
             case "mask":
                 return pack_masks(programs.mask[call.key].fields, _NoMasks(), lambda: True)[0]
             case "slots" if call.key == "open":
@@ -163,7 +193,7 @@ class ModelRunner:
             case "slots":
                 return inert_update(call.key)
 
-    def dispatch(self, plan: StepPlan, masks: StepMasks | None = None) -> DispatchedStep:
+    def dispatch(self, plan: StepPlan, masks: StepMasks | None = None) -> PendingStep:
         bucket = pick_bucket(self.programs.buckets, plan)
         self._update_slots(plan)
         for opening in plan.openings:
@@ -171,6 +201,8 @@ class ModelRunner:
             self._draw_rank[opening.slot] = self._rank(kind)
             if kind == "full":
                 self._open_slot(opening)
+        if plan.mode == "chain":
+            return self._run_chain(plan, bucket)
         return self._run(plan, bucket, self._draw_kind(plan), masks)
 
     def _draw_kind(self, plan: StepPlan) -> DrawKind:
@@ -211,9 +243,17 @@ class ModelRunner:
         drawn, memory.state = draw.run(memory.state, logits, packed)
         return DispatchedStep(plan, drawn, skipped, hidden)
 
+    def _run_chain(self, plan: StepPlan, bucket: Bucket) -> DispatchedChain:
+        program, memory = self.programs.chain[bucket], self._memory
+        packed = pack_chain(plan, program.fields, self._padding_slot)
+        (drawn, memory.kv), memory.state = program.run(
+            memory.state, memory.weights, memory.kv, packed
+        )
+        return DispatchedChain(plan, drawn)
+
 
 _NO_INTS, _START = np.zeros(0, np.int32), np.zeros(1, np.int32)
-_NOTHING = StepPlan(
+NOTHING = StepPlan(
     step_id=-1,
     mode="decode",
     slot=_NO_INTS,

@@ -154,11 +154,6 @@ def unpack_columns(columns: jax.Array) -> dict[str, jax.Array]:
 
 def draw_kind(sampling: SamplingParams) -> DrawKind:
     """What a request needs whose log-probabilities nobody asks for."""
-    has_penalties = (
-        sampling.presence_penalty != 0.0
-        or sampling.frequency_penalty != 0.0
-        or sampling.repetition_penalty != 1.0
-    )
-    if has_penalties or sampling.logit_bias or sampling.min_tokens > 0:
+    if sampling.adjusts_logits:
         return "full"
     return "sampled" if sampling.temperature > 0 else "greedy"

@@ -56,6 +56,7 @@ class PlanBuilder:
         self._num_top_logprobs: int | None = None
         self._wants_hidden = False
         self._decode_only = True
+        self._is_chain = False
         self._num_pairs = 0
         self._num_keys = 0
 
@@ -169,13 +170,34 @@ class PlanBuilder:
         self._decode_only &= samples and num_tokens == 1
         request.computed = end
 
+    def add_chain(self, request: Request, num_draws: int) -> None:
+        """Give the request a token, the next that it wants, and others behind it, each the draw of
+        the one before. All rows of the step are such."""
+        assert request.lease is not None
+        begin, offset = request.computed, self._q_start[-1]
+        self._token_ids.append(request.tokens[begin] if begin < request.known else LAST_TOKEN)
+        self._token_ids += [LAST_TOKEN] * (num_draws - 1)
+        self._logit_idx += range(offset, offset + num_draws)
+        self._logit_target += [SAMPLE] * num_draws
+        self.requests.append(request)
+        self._slot.append(request.slot)
+        self._q_start.append(offset + num_draws)
+        self._kv_len.append(begin + num_draws)
+        self._write_from.append(request.lease.shared_len)
+        self._logit_start.append(len(self._logit_idx))
+        self._is_chain = True
+        request.pending += num_draws
+        request.computed += num_draws
+
     def build(self, step_id: int, sharing: PrefixSharing) -> StepPlan:
         for request in self.requests:
             request.last_step_id = step_id
         # Programs that only decode keep their hidden states to themselves.
         decodes = self._decode_only and not self._wants_hidden
-        packs = self._pack(sharing) if decodes else None
+        packs = self._pack(sharing) if decodes and not self._is_chain else None
         mode = "mixed" if not decodes else "decode" if packs is None else "shared"
+        if self._is_chain:
+            mode = "chain"
         return StepPlan(
             step_id=step_id,
             mode=mode,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from jaxsgl.cache.manager import KVCacheManager
 from jaxsgl.scheduling.admission import AdmissionController
+from jaxsgl.scheduling.chains import Chains
 from jaxsgl.scheduling.fair_queue import FairQueue
 from jaxsgl.scheduling.holds import Holds
 from jaxsgl.scheduling.pacing import Pace
@@ -36,6 +37,7 @@ class Planner:
         *,
         limits: StepLimits,
         pace: Pace | None,
+        chains: Chains,
         retract: Callable[[Request], None],
         admitted: Callable[[Request, int], None],
     ) -> None:
@@ -47,6 +49,7 @@ class Planner:
         self._waiting = waiting
         self._settings = settings
         self._pace = pace
+        self._chains = chains
         self._retract = retract
         self._admitted = admitted
         self._admission = AdmissionController(limits.page_size)
@@ -63,9 +66,10 @@ class Planner:
         """Add to `builder` every row that is to run; `idle` says that no step is in flight."""
         if self._settings.policy == "priority" or self._quota.is_set:
             self._make_way()
-        if self._settings.mixed_chunks:
+        is_filled = self._chains.are_worth_it and self._fill_chain(builder)
+        if not is_filled and self._settings.mixed_chunks:
             self._fill_mixed(builder, idle)
-        else:
+        elif not is_filled:
             self._fill_prefill_first(builder, idle)
         self._admission.after_step()
 
@@ -123,6 +127,27 @@ class Planner:
         num_needed = self._admission.num_needed(request) - self._admission.num_pages(match_len)
         num_reserved = self._admission.num_reserved(self._places.running)
         return num_needed <= self._cache.num_free + self._cache.num_cached - num_reserved
+
+    def _fill_chain(self, builder: PlanBuilder) -> bool:
+        """Let every row draw several tokens, if none needs the host meanwhile and nobody else could
+        be in the step. Whether that was done."""
+        if len(self._waiting) and self._places.num_free_slots:
+            return False
+        ones, many = self._wanting()
+        if many or not all(request.draws_alone for request in self._places.running):
+            return False
+        num_draws = self._chains.num_draws(ones, self._cache.num_free + self._cache.num_cached)
+        if num_draws is None:
+            return False
+        for request, num_tokens in zip(ones, num_draws, strict=True):
+            assert request.lease is not None
+            held = len(request.lease.pages)
+            new_pages = self._cache.grow(request.lease, request.computed + num_tokens)
+            assert new_pages is not None, "pages that are free or cached were counted"
+            if len(new_pages):
+                builder.edit_pages(request.slot, held, new_pages)
+            builder.add_chain(request, num_tokens)
+        return True
 
     def _fill_mixed(self, builder: PlanBuilder, idle: bool) -> None:
         """Single tokens first, so that no stream stalls; what is left goes to prompts."""

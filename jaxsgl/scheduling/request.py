@@ -188,6 +188,19 @@ class Request:
         return total - self.computed
 
     @property
+    def num_undrawn(self) -> int:
+        """Tokens that could still be drawn, beside the draws on the device; at least the one that a
+        computed token brings, wanted or not."""
+        return max(1, self.want_limit - len(self.tokens) - self.pending)
+
+    @property
+    def draws_alone(self) -> bool:
+        """Whether its tokens can be drawn without the host, one after the other."""
+        sampling = self.sampling
+        wants_more = sampling.logprobs is not None or sampling.embedding or sampling.adjusts_logits
+        return self.grammar is None and not wants_more
+
+    @property
     def is_late(self) -> bool:
         """Of a request that wants one token: whether a step now would only wait for the mask of
         its draw."""

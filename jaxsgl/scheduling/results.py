@@ -57,7 +57,10 @@ class StepReader:
         new_ids: list[int] = []
         logprobs: list[TokenLogprob] = []
         embedding: bytes | None = None
+        data = b""
         for k in range(begin, end):
+            if not request.live:
+                break  # what a chain drew behind the end
             if self._skipped is not None and self._skipped[k]:
                 request.skip_draw()
                 finish_by_grammar(request)
@@ -73,31 +76,30 @@ class StepReader:
                 new_ids.append(self._token_ids[k])
                 if request.sampling.logprobs is not None:
                     logprobs.append(self._logprob(k, request.sampling.logprobs))
+                data += self._accept(request, new_ids[-1])
             else:
                 self._add_prompt_logprob(k, request)
-        data = self._accept(request, new_ids)
+        if not request.live:
+            data += held_text(request)
         if not new_ids and request.live:
             return None
         return row_output(request, new_ids, data, logprobs or None, embedding)
 
-    def _accept(self, request: Request, new_ids: list[int]) -> bytes:
-        """Append the draws to the request; return the text they release."""
+    def _accept(self, request: Request, token_id: int) -> bytes:
+        """Append a draw to the request; return the text it releases."""
         data = b""
-        for token_id in new_ids:
-            request.tokens.append(token_id)
-            may_stop = request.num_generated >= request.sampling.min_tokens
-            if may_stop and token_id in request.end_token_ids:
-                request.finish = Finish("stop", matched=token_id)
-                if request.sampling.include_stop:
-                    data += held_text(request) + self._texts.of(token_id, request)
-            else:
-                data += released_text(token_id, request, self._texts, may_stop)
-            if request.live:
-                finish_by_grammar(request)
-            if request.live and request.known >= request.want_limit:
-                request.finish = Finish("length")
-        if not request.live:
-            data += held_text(request)
+        request.tokens.append(token_id)
+        may_stop = request.num_generated >= request.sampling.min_tokens
+        if may_stop and token_id in request.end_token_ids:
+            request.finish = Finish("stop", matched=token_id)
+            if request.sampling.include_stop:
+                data = held_text(request) + self._texts.of(token_id, request)
+        else:
+            data = released_text(token_id, request, self._texts, may_stop)
+        if request.live:
+            finish_by_grammar(request)
+        if request.live and request.known >= request.want_limit:
+            request.finish = Finish("length")
         return data
 
     def _add_prompt_logprob(self, k: int, request: Request) -> None:

@@ -16,6 +16,7 @@ from jaxsgl.cache.manager import KVCacheManager
 from jaxsgl.cache.prefix_journal import JournalEntry, PrefixJournal
 from jaxsgl.grammar.constraint import Constraint
 from jaxsgl.interface import EngineStats, Finish, SamplingParams
+from jaxsgl.scheduling.chains import Chains
 from jaxsgl.scheduling.fair_queue import FairQueue
 from jaxsgl.scheduling.holds import Holds
 from jaxsgl.scheduling.outputs import RowOutput, SchedulerOutputs
@@ -87,6 +88,7 @@ class Scheduler:
         self._holds = Holds(cache, limits.num_pages)
         self._sharing = PrefixSharing(limits.page_size, limits.pack_rows)
         self._pace = None if settings.max_itl_s is None else Pace(settings.max_itl_s, limits)
+        self._chains = Chains(limits, self._sharing, settings.max_itl_s)
         self._planner = Planner(
             cache,
             self._places,
@@ -95,6 +97,7 @@ class Scheduler:
             settings,
             limits=limits,
             pace=self._pace,
+            chains=self._chains,
             retract=self._retract,
             admitted=self._count_admission,
         )
@@ -320,8 +323,10 @@ class Scheduler:
         flight = self._in_flight[0]
         if flight.plan.step_id != result.step_id:
             raise SchedulingError(f"step {result.step_id} applied before {flight.plan.step_id}")
-        if self._pace is not None and elapsed_s is not None and flight.plan.mode == "mixed":
-            self._pace.observe(flight.work, elapsed_s)
+        if elapsed_s is not None:
+            self._chains.observe(flight.plan, elapsed_s)
+            if self._pace is not None and flight.plan.mode == "mixed":
+                self._pace.observe(flight.work, elapsed_s)
         reader = StepReader(flight.plan, result, self._texts)
         kv_len = flight.plan.kv_len.tolist()
         generated = defaultdict[str, int](int)

@@ -70,6 +70,8 @@ BUCKETS = (
     Bucket("decode", 1, 1, 1),
     Bucket("decode", 64, 64, 64),
     Bucket("mixed", 256, 64, 64),
+    Bucket("chain", 4, 1, 4),
+    Bucket("chain", 256, 64, 256),
 )
 SHARED = Bucket("shared", 64, 64, 64)
 """On GPUs alone: no other kernels make use of prefixes that rows share."""
@@ -139,7 +141,7 @@ def main(target: str, tp: int, folder: Path, scheme: Any, name: str) -> None:
         is_plain = config is LLAMA and scheme == "none"
         for call in programs.calls():
             # Programs of other kinds know nothing of the model: once is enough.
-            if call.kind != "forward" and not is_plain:
+            if call.kind not in ("forward", "chain") and not is_plain:
                 continue
             compiled = call.run.lower(*call.args).compile()
             memory, name = compiled.memory_analysis(), call.run.__name__
@@ -152,7 +154,7 @@ def main(target: str, tp: int, folder: Path, scheme: Any, name: str) -> None:
                 "computed_twice": compiled.as_text().count("remat"),
                 "gathered": read_collectives(compiled.as_text()).num_bytes.get("all-gather", 0),
             }
-            if target == "h100" and call.kind in ("forward", "draw"):
+            if target == "h100" and call.kind in ("forward", "chain", "draw"):
                 told[name]["thunks"] = thunks(folder, name)
     kv = num_pages * LIMITS.page_size * config.num_kv_heads * config.head_dim * 2
     logits = 4 * LIMITS.max_logits * config.vocab_size

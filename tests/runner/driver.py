@@ -39,7 +39,7 @@ class Request:
 @dataclass(frozen=True)
 class Work:
     """What a request does in a step: its next `num_tokens` tokens; decode when it has no prompt
-    left.
+    left, several in a chain.
 
     `wanted` says for which of them logits are wanted, and what of: SAMPLE or a target id.
     """
@@ -87,8 +87,8 @@ class Driver:
             wanted[stop - start - 1] = SAMPLE
         return Work(request, stop - start, wanted)
 
-    def decode(self, request: Request) -> Work:
-        return Work(request, 1, {0: SAMPLE})
+    def decode(self, request: Request, num_draws: int = 1) -> Work:
+        return Work(request, num_draws, dict.fromkeys(range(num_draws), SAMPLE))
 
     def plan(self, works: Sequence[Work], top_logprobs: int | None = None) -> StepPlan:
         openings, edits, slots, q_len, kv_len = [], [], [], [], []
@@ -106,7 +106,7 @@ class Driver:
                 page = self._free_pages.pop(0)
                 edits.append((request.slot, len(request.pages), page))
                 request.pages.append(page)
-            tokens = request.prompt[start:stop] or [LAST_TOKEN]
+            tokens = request.prompt[start:stop] or [LAST_TOKEN] * work.num_tokens
             for index, target in sorted(work.wanted.items()):
                 logit_idx.append(len(token_ids) + index)
                 targets.append(target)
@@ -117,10 +117,11 @@ class Driver:
             kv_len.append(stop)
             request.computed = stop
         decode = len(token_ids) == len(works) == len(logit_idx)
+        chain = not decode and set(token_ids) == {LAST_TOKEN}
         self._num_steps += 1
         return StepPlan(
             step_id=self._num_steps,
-            mode="decode" if decode else "mixed",
+            mode="decode" if decode else "chain" if chain else "mixed",
             slot=np.array(slots, np.int32),
             q_start=np.cumsum([0, *q_len], dtype=np.int32),
             token_ids=np.array(token_ids, np.int32),
@@ -150,16 +151,19 @@ class Driver:
         num_tokens: int,
         samplings: Sequence[SamplingParams] | SamplingParams = GREEDY,
         chunk: int | None = None,
+        chain_len: int = 1,
     ) -> list[list[int]]:
-        """Tokens drawn after each prompt, the requests decoding together. Releases everything."""
+        """Tokens drawn after each prompt, the requests decoding together, so many tokens a step.
+        Releases everything."""
         if isinstance(samplings, SamplingParams):
             samplings = [samplings] * len(prompts)
         requests = [self.request(*pair) for pair in zip(prompts, samplings, strict=True)]
         for request in requests:
             while request.computed < len(request.prompt):
                 self.step([self.prefill(request, chunk)])
-        for _ in range(num_tokens - 1):
-            self.step([self.decode(request) for request in requests])
+        for drawn in range(1, num_tokens, chain_len):
+            num_draws = min(chain_len, num_tokens - drawn)
+            self.step([self.decode(request, num_draws) for request in requests])
         for request in requests:
             self.release(request)
         return [request.drawn for request in requests]

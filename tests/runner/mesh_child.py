@@ -16,7 +16,7 @@ from jaxsgl.runner.mesh import make_mesh, parse_mesh
 from tests.models.families import FAMILIES, family_model
 from tests.models.tiny import RandomModel, tiny_config
 from tests.runner.driver import GREEDY, Driver
-from tests.runner.tiny_runner import FEWEST_BUCKETS, make_runner
+from tests.runner.tiny_runner import CHAIN, FEWEST_BUCKETS, LIMITS, make_runner
 
 SHAPES = {
     # Two kv heads: one on each of two devices, and each repeated on four or eight.
@@ -46,7 +46,7 @@ def answers(model: str, mesh: str, rules: str) -> dict[str, object]:
     runner = make_runner(
         family_model(shape) if shape in FAMILIES else RandomModel(SHAPES[shape]),
         make_mesh(parse_mesh(mesh.replace("+", ","))),
-        FEWEST_BUCKETS,
+        (*FEWEST_BUCKETS, CHAIN),
         rules=read_rules(rules),
         scheme=scheme or None,  # pyright: ignore[reportArgumentType]
     )
@@ -62,6 +62,8 @@ def answers(model: str, mesh: str, rules: str) -> dict[str, object]:
         runner.prepare(operation)()
     again = Driver(runner).generate(PROMPTS, 12, SAMPLINGS)
     assert again == tokens, "other answers after a release"
+    chained = Driver(runner).generate(PROMPTS, 12, SAMPLINGS, chain_len=LIMITS.chain_len)
+    assert chained == tokens, "other answers in chains"
     runner.close()
     logprobs, hidden = (
         array.astype(float).tolist() for array in (result.top_logprobs, result.hidden)

@@ -16,10 +16,13 @@ pytestmark = pytest.mark.gpu
 PROMPTS = [np.random.default_rng(i).integers(0, 128, 3 + 7 * i % 40).tolist() for i in range(16)]
 
 
-def generate(runner):
+def generate(runner, chain_len=1):
     """24 tokens after each prompt, a few prompts at a time: tiny runners have few pages."""
     driver = Driver(runner)
-    return [driver.generate(PROMPTS[start : start + 4], 24) for start in range(0, 16, 4)]
+    return [
+        driver.generate(PROMPTS[start : start + 4], 24, chain_len=chain_len)
+        for start in range(0, 16, 4)
+    ]
 
 
 @pytest.fixture(params=["triton", "xla"])
@@ -31,6 +34,7 @@ def gpu_runner(request, tmp_path, golden, expected):
         max_num_reqs=16,
         chunked_prefill_size=64,
         max_total_tokens=4096,
+        num_continuous_decode_steps=5,
         compilation_cache_dir=str(tmp_path),
     )
     runner = build_runner(config, golden, lambda *report: None)
@@ -54,4 +58,5 @@ def expected(golden):
 
 def test_greedy_tokens_are_those_of_the_cpu(expected, gpu_runner):
     assert generate(gpu_runner) == expected
+    assert generate(gpu_runner, chain_len=5) == expected
     assert gpu_runner.recompiles == 0

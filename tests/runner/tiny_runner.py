@@ -32,6 +32,7 @@ LIMITS = StepLimits(
     max_logits=64,
     max_pages_per_row=32,
     vocab_size=128,
+    chain_len=4,
 )
 CPU = dataclasses.replace(PLATFORMS["cpu"], draw_kinds=DRAW_KINDS)
 """With every way to draw, as where a step needs the least."""
@@ -43,6 +44,7 @@ BUCKETS = (
 )
 """As few as will do: each takes seconds to compile."""
 FEWEST_BUCKETS = (Bucket("decode", 4, 4, 4), Bucket("mixed", 64, 4, 4))
+CHAIN = Bucket("chain", 16, 4, 16)
 
 
 def make_runner(
@@ -56,7 +58,9 @@ def make_runner(
 ) -> ModelRunner:
     """A runner that is ready. With 4 bits groups are the smallest, as they may be on any mesh."""
     config = model.config
-    layout = resolve_layout(config, mesh or one_device_mesh(), rules)
+    layout = resolve_layout(
+        config, mesh or one_device_mesh(), rules, matrix_order=platform.matrix_order
+    )
     limits = dataclasses.replace(LIMITS, vocab_size=config.vocab_size)
     family = quantized_family(model_class(config.architecture), scheme, scheme, max_group=32)
     loaded = load_weights(family, config, model, layout, jnp.float32)

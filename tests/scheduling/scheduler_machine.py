@@ -46,6 +46,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         quota=st.none() | st.integers(0, 6),
         fair=st.booleans(),
         tenant_quota=st.sampled_from([None, 0.0, 0.3, 0.6]),
+        chain_len=st.sampled_from([1, 2, 5]),
     )
     def start(
         self,
@@ -63,6 +64,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         quota,
         fair,
         tenant_quota,
+        chain_len,
     ):
         self.max_len = (num_pages - 1) * page_size
         self.radix = radix
@@ -73,6 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_tokens=max_tokens if chunked else max(max_tokens, self.max_len),
             max_logits=num_slots,
             max_pages_per_row=num_pages - 1,
+            chain_len=chain_len,
         )
         self.cache = self.cache_class(
             num_pages, page_size, radix=radix, eviction=eviction, default_quota=quota

@@ -39,6 +39,7 @@ class Trace:
             max_logits=num_slots,
             max_pages_per_row=num_pages - 1,
             pack_rows=2 * (seed % 2),
+            chain_len=(1, 2, 5)[seed // 2 % 3],
         )
         settings = SchedulingSettings(
             max_len=self.max_len,

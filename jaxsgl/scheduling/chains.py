@@ -1,0 +1,56 @@
+"""Whether rows that decode draw several tokens in one step, without the host between them. No clock
+here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from jaxsgl.scheduling.request import Request
+from jaxsgl.scheduling.shared_prefixes import PrefixSharing
+from jaxsgl.step import StepLimits, StepPlan
+
+MAX_CHAIN_S = 0.03
+"""A chain may take so long: who comes meanwhile waits for its end, and for that of the next, and a
+stream's tokens come together. Rounds that take longer keep the host waiting anyway."""
+_WEIGHT = 0.2
+"""Of the latest step in the average."""
+
+
+class Chains:
+    """Chains pay where devices wait for the host, which is where rounds are short."""
+
+    def __init__(
+        self, limits: StepLimits, sharing: PrefixSharing, max_itl_s: float | None = None
+    ) -> None:
+        """Chains take no longer than `max_itl_s` either."""
+        self._limits = limits
+        self._sharing = sharing
+        self._max_round_s = min(MAX_CHAIN_S, max_itl_s or MAX_CHAIN_S) / limits.chain_len
+        self._round_s = 0.0
+
+    def observe(self, plan: StepPlan, elapsed_s: float) -> None:
+        """A step has taken so long."""
+        if plan.mode != "mixed":
+            num_rounds = self._limits.chain_len if plan.mode == "chain" else 1
+            self._round_s += _WEIGHT * (elapsed_s / num_rounds - self._round_s)
+
+    @property
+    def are_worth_it(self) -> bool:
+        """False as well where there are none."""
+        return self._limits.chain_len > 1 and self._round_s <= self._max_round_s
+
+    def num_draws(self, rows: Sequence[Request], num_free_pages: int) -> list[int] | None:
+        """How many tokens each row is to draw, or None for steps of one. Each of `rows` wants one
+        token, and `draws_alone`."""
+        chain_len, page_size = self._limits.chain_len, self._limits.page_size
+        num_draws = [min(chain_len, request.num_undrawn) for request in rows]
+        if max(num_draws, default=1) == 1:
+            return None
+        # Nobody is to give way to draws that could as well come one by one.
+        if num_free_pages < len(rows) * math.ceil(chain_len / page_size):
+            return None
+        orders = [request.page_order for request in rows]
+        if self._sharing.find(orders, [request.computed + 1 for request in rows]) is not None:
+            return None
+        return num_draws

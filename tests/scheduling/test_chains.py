@@ -1,0 +1,130 @@
+"""Rows that draw several tokens in one step."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxsgl.interface import Finish
+from tests.fake_runner import expected_tokens, make_limits
+from tests.scheduling.test_scheduler import Bench
+
+LEN = 4
+
+
+def bench(**settings) -> Bench:
+    return Bench(make_limits(chain_len=LEN, **settings))
+
+
+def modes(bench: Bench) -> list[str]:
+    return [plan.mode for plan in bench.runner.plans]
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_rows_that_decode_draw_several_tokens_a_step(depth: int) -> None:
+    chained = Bench(make_limits(chain_len=LEN), depth=depth)
+    for n in range(3):
+        chained.add(f"{n}", [1, 2, 3 + n], max_tokens=14 + n, ignore_eos=True)
+    answers = chained.run()
+    for n in range(3):
+        wanted = expected_tokens([1, 2, 3 + n], 14 + n, ignore_eos=True)
+        assert answers[f"{n}"].token_ids == wanted
+        assert answers[f"{n}"].finish == Finish("length")
+    # A step for the prompts (the second waits for the first's beginning), then rounds of four.
+    assert set(modes(chained)[3:]) == {"chain"}
+    assert len(chained.runner.plans) <= 3 + 4
+
+
+def test_rows_draw_no_more_than_they_want() -> None:
+    chained = bench()
+    chained.add("long", [1], max_tokens=10, ignore_eos=True)
+    chained.add("short", [2], max_tokens=3, ignore_eos=True)
+    answers = chained.run()
+    drawn = [plan.num_tokens for plan in chained.runner.plans if plan.mode == "chain"]
+    assert drawn == [LEN + 2, LEN, 1] or drawn == [LEN + 2, LEN]
+    assert [len(answers[name].token_ids) for name in ("long", "short")] == [10, 3]
+
+
+def test_what_is_drawn_behind_the_end_counts_for_nothing() -> None:
+    prompt = next([a, b] for a in range(1, 60) for b in range(1, 60) if ends_at([a, b]) == 3)
+    chained = bench()
+    chained.add("ends", prompt, max_tokens=20)
+    chained.add("goes on", [5, 6, 7], max_tokens=20, ignore_eos=True)
+    answers = chained.run()
+    assert "chain" in modes(chained)
+    assert answers["ends"].token_ids == expected_tokens(prompt, 20)
+    assert answers["ends"].finish is not None and answers["ends"].finish.kind == "stop"
+    assert answers["goes on"].token_ids == expected_tokens([5, 6, 7], 20, ignore_eos=True)
+
+
+def ends_at(prompt: list[int]) -> int | None:
+    """How many tokens an answer has that ends by itself."""
+    tokens = expected_tokens(prompt, 20)
+    return len(tokens) if len(tokens) < 20 else None
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"presence_penalty": 0.5},
+        {"frequency_penalty": 0.5},
+        {"repetition_penalty": 1.5},
+        {"logit_bias": {3: 1.0}},
+        {"min_tokens": 2},
+        {"logprobs": 0},
+    ],
+    ids=lambda sampling: next(iter(sampling)),
+)
+def test_a_row_that_needs_more_than_its_draw_record_stops_chains(sampling) -> None:
+    chained = bench()
+    chained.add("plain", [1], max_tokens=8, ignore_eos=True)
+    chained.add("other", [2], max_tokens=8, ignore_eos=True, **sampling)
+    chained.run()
+    assert "chain" not in modes(chained)
+
+
+def test_nobody_waits_for_a_chain_who_could_be_in_the_step() -> None:
+    chained = bench()
+    chained.add("first", [1], max_tokens=30, ignore_eos=True)
+    for _ in range(4):
+        chained.step()
+    assert modes(chained)[-1] == "chain"
+    chained.add("second", [2, 3, 4], max_tokens=9, ignore_eos=True)
+    chained.step()
+    assert modes(chained)[-1] == "mixed"
+    answers = chained.run()
+    assert answers["second"].token_ids == expected_tokens([2, 3, 4], 9, ignore_eos=True)
+
+
+def test_who_waits_for_a_slot_does_not_stop_chains() -> None:
+    chained = bench(num_slots=1)
+    for n in range(2):
+        chained.add(f"{n}", [1 + n], max_tokens=9, ignore_eos=True)
+    chained.run()
+    assert modes(chained).count("chain") == 4
+
+
+def test_nobody_gives_way_to_a_chain() -> None:
+    """With too few pages for more rounds rows go on one by one, and nobody is retracted."""
+    chained = bench(num_pages=9, page_size=1, num_slots=2)
+    for n in range(2):
+        chained.add(f"{n}", [1 + n], max_tokens=4, ignore_eos=True)
+    answers = chained.run()
+    assert "decode" in modes(chained)
+    assert chained.scheduler.stats().requests_retracted == 0
+    assert all(len(answer.token_ids) == 4 for answer in answers.values())
+
+
+def test_rounds_that_take_long_are_steps_of_their_own() -> None:
+    chained = bench()
+    chained.add("a", [1], max_tokens=100, ignore_eos=True)
+    seen = []
+    for elapsed_s in [0.001] * 6 + [0.2] * 8 + [0.001] * 60:
+        plan = chained.scheduler.plan_step()
+        if plan is None:
+            break
+        seen.append(plan.mode)
+        chained.scheduler.apply(chained.runner.dispatch(plan).wait(), elapsed_s)
+        chained.collect()
+    slow = seen[6:]
+    assert set(seen[1:6]) == {"chain"}
+    assert "decode" in slow and "chain" in slow[20:]
