@@ -83,7 +83,7 @@ class SimulatedFleet:
 
         def on_first() -> None:
             first_s[0] = now_s()
-            guard.prefilled()
+            guard.prefilled(first_s[0])
             expected_s = guard.uncached_len * load.prefill_token_s
             load.latency.first_token(first_s[0] - begin_s, expected_s, first_s[0])
 

@@ -57,6 +57,8 @@ class OperationReply(msgspec.Struct, frozen=True, kw_only=True):
     released: tuple[MemoryPart, ...]
     mesh: str
     notes: tuple[str, ...]
+    paused_s: float
+    compiled_s: float | None
 
 
 def operation_routes() -> list[Route]:
@@ -133,5 +135,7 @@ async def _operate(request: web.Request, operation: EngineOperation, message: st
         released=report.released,
         mesh=report.mesh,
         notes=report.notes,
+        paused_s=report.paused_s,
+        compiled_s=report.compiled_s,
     )
     return web.Response(body=msgspec.json.encode(reply), content_type="application/json")

@@ -44,11 +44,13 @@ class OperationDesk:
         runner: RunnerActor,
         send: Callable[[ToFront], None],
         on_prepared: Callable[[OperationPrepared], None],
+        clock: Callable[[], float],
     ) -> None:
         """`on_prepared` is to bring its argument to `prepared` in the owner's own time."""
         self._runner = runner
         self._send = send
         self._on_prepared = on_prepared
+        self._clock = clock
         self._waiting: deque[tuple[int, EngineOperation]] = deque()
         self._preparing: asyncio.Task[None] | None = None
         self._due: OperationPrepared | None = None
@@ -83,6 +85,7 @@ class OperationDesk:
         """
         assert self._due is not None
         ask_id, change = self._due.ask_id, self._due.change
+        begin_s = self._clock()
         try:
             report = await self._runner.change(change)
         except OperationRefused as error:
@@ -98,7 +101,8 @@ class OperationDesk:
             self._prepare_next()
         self._released = report.released
         self._weight_version = report.weight_version
-        self._send(Operated(ask_id, report))
+        paused_s = self._clock() - begin_s
+        self._send(Operated(ask_id, msgspec.structs.replace(report, paused_s=paused_s)))
         return True
 
     async def stop(self) -> None:

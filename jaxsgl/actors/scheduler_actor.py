@@ -107,7 +107,7 @@ class SchedulerActor(Service):
         self._queue = QueueMeter(self._loop.time)
         self._rate = RateMeter(self._loop.time)
         self._in_flight: deque[asyncio.Future[StepResult]] = deque()
-        self._operations = OperationDesk(runner, send, self._on_prepared)
+        self._operations = OperationDesk(runner, send, self._on_prepared, self._loop.time)
         self._flushes: list[int] = []
         """Asked for and not answered yet."""
         self._pauses: list[Pause] = []

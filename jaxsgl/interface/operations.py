@@ -57,6 +57,12 @@ class OperationReport(msgspec.Struct, frozen=True, kw_only=True):
     """As in `ModelInfo`."""
     notes: tuple[str, ...] = ()
     """What had to be replicated or repeated on it."""
+    paused_s: float = 0.0
+    """For how long no step could run because of it, from the end of the last one until steps might
+    be planned again: of the replica that did it first, where there are several. Memory that is
+    released holds steps back for longer."""
+    compiled_s: float | None = None
+    """How much of that went into compiling programs; None where none had to be compiled then."""
 
 
 PauseMode = Literal["abort", "in_place", "retract"]

@@ -47,7 +47,7 @@ class Place:
         """Its reader got so many."""
         load, latency = self._load, self._load.latency
         if self._first_s is None:
-            self.guard.prefilled()
+            self.guard.prefilled(now_s)
             self._first_s = now_s
             if self._follows_latency:
                 expected_s = self.guard.uncached_len * load.prefill_token_s

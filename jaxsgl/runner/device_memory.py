@@ -13,8 +13,12 @@ import numpy as np
 from jaxsgl.interface import MEMORY_PARTS, MemoryPart, OperationFailed, OperationRefused
 from jaxsgl.models.attention import KVPages
 from jaxsgl.models.weights import group_kv_heads, repeat_kv_heads
+from jaxsgl.runner.part_times import PartTimes
 from jaxsgl.runner.programs import Programs, Weights
 from jaxsgl.runner.slot_state import SlotState
+
+COMPILING = "compiling"
+"""The name of this part of a move."""
 
 
 class DeviceMemory:
@@ -99,8 +103,9 @@ class DeviceMemory:
             self.weights, self._on_host = tuple(placed), []
         self._released -= wanted
 
-    def respread(self, programs: Programs, *, compile_first: bool) -> None:
-        """Move the weights to where other programs want them, with empty KV pages there.
+    def respread(self, programs: Programs, times: PartTimes, *, compile_first: bool) -> None:
+        """Move the weights to where other programs want them, with empty KV pages there. `times`
+        gets the parts of this.
 
         Raises OperationRefused while something is released, OperationFailed with everything where
         it was, and anything else if it could not be brought back there.
@@ -113,9 +118,12 @@ class DeviceMemory:
         try:
             if compile_first:
                 programs.compile(lambda done, total: None)
+                times.ended(COMPILING)
             problem = self._move(programs)
+            times.ended("moving weights")
             if problem is None:
                 self._allocate_kv()
+                times.ended("allocating pages")
         except Exception as error:
             problem = _one_line(error)
         if problem is not None:

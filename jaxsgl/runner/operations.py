@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
+
+import msgspec
 
 from jaxsgl.interface import (
     EngineOperation,
@@ -14,10 +17,13 @@ from jaxsgl.interface import (
     ResumeMemory,
     UpdateWeights,
 )
-from jaxsgl.runner.device_memory import DeviceMemory, can_move
+from jaxsgl.runner.device_memory import COMPILING, DeviceMemory, can_move
 from jaxsgl.runner.mesh import mesh_text
+from jaxsgl.runner.part_times import PartTimes
 from jaxsgl.runner.programs import Programs, Weights
 from jaxsgl.step import Change
+
+log = logging.getLogger(__name__)
 
 WeightSource = Callable[[UpdateWeights], Callable[[], Weights]]
 """Opens and checks other weights, and returns what loads them. Raises OperationRefused."""
@@ -95,11 +101,15 @@ class RunnerOperations:
         )
 
     def _reshard(self, wanted: Reshard, spread: Spread) -> OperationReport:
-        self._memory.respread(spread.programs, compile_first=not spread.is_compiled)
+        times = PartTimes()
+        self._memory.respread(spread.programs, times, compile_first=not spread.is_compiled)
         self._source = spread.source
         self._spread = wanted
         self._on_respread()
-        return self._report()
+        times.ended("running every program once")
+        report = msgspec.structs.replace(self._report(), compiled_s=times.of(COMPILING))
+        log.info("the model is on %s now: %s", report.mesh, times)
+        return report
 
     def _report(self, _done: None = None) -> OperationReport:
         layout = self._memory.programs.layout

@@ -8,8 +8,10 @@ from jaxsgl.scheduling.plan_builder import PlanBuilder
 from jaxsgl.scheduling.step_costs import MIN_CHUNK, StepCosts, StepWork, attending
 from jaxsgl.step import StepLimits
 
-SAFETY = 0.9
-"""Of the promised time is planned for."""
+SAFETY = 0.85
+"""Of the promised time is planned for: clients see more than the steps take. Where 0.9 of 80 ms
+was, they saw a 99th percentile of 77 to 85 ms on an H100, and at most 83 ms beside a prompt of 32k
+tokens."""
 
 
 class Pace:

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from jaxsgl.actors.messages import Abort, Admit, Drain, Drained, Operate, Operated
+from jaxsgl.actors.messages import Abort, Admit, Drain, Drained, Operate, Operated, ToFront
+from jaxsgl.actors.operation_desk import OperationDesk, OperationPrepared
+from jaxsgl.actors.runner_actor import RunnerActor
 from jaxsgl.interface import (
     EngineOperation,
     OperationReport,
@@ -14,9 +16,10 @@ from jaxsgl.interface import (
     SamplingParams,
     UpdateWeights,
 )
+from jaxsgl.step import Change
 from tests.actors.scheduler_rig import HeldRunner, Rig
 from tests.actors.waiting import until
-from tests.fake_runner import expected_tokens
+from tests.fake_runner import FakeRunner, expected_tokens
 
 PROMPT = list(range(1, 18))
 ANSWER = expected_tokens(PROMPT, 8, ignore_eos=True)
@@ -50,11 +53,42 @@ async def test_between_steps_and_running_requests_go_on(rig: Rig) -> None:
     assert not rig.runner.operations and len(rig.runner.plans) == 5
     rig.runner.let_all_end()
     await rig.ended("r")
-    assert answers(rig)[1].report == OperationReport(weight_version="v2", released=())
+    report = answers(rig)[1].report
+    assert report and report.paused_s > 0
+    assert report == OperationReport(weight_version="v2", released=(), paused_s=report.paused_s)
     assert rig.tokens("r") == ANSWER
     assert rig.rows("r")[-1].weight_version == "v2"
     assert rig.actor.stats().cache_rebuilds == 0
     await rig.check_idle()
+
+
+class TimedRunner(RunnerActor):
+    """Preparing takes 5 s of its clock, the change 2 s."""
+
+    def __init__(self) -> None:
+        super().__init__(FakeRunner())
+        self.now_s = 0.0
+
+    async def prepare(self, operation: EngineOperation) -> Change:
+        self.now_s += 5.0
+        return await super().prepare(operation)
+
+    async def change(self, change: Change) -> OperationReport:
+        self.now_s += 2.0
+        return await super().change(change)
+
+
+async def test_a_pause_is_from_the_end_of_the_steps_on() -> None:
+    runner, sent, prepared = TimedRunner(), list[ToFront](), list[OperationPrepared]()
+    desk = OperationDesk(runner, sent.append, prepared.append, lambda: runner.now_s)
+    desk.take(1, UpdateWeights(model_path="m"))
+    await until(lambda: bool(prepared))
+    desk.prepared(prepared[0])
+    runner.now_s += 3.0  # which steps still run
+    await desk.carry_out()
+    (answer,) = sent
+    assert isinstance(answer, Operated) and answer.report and answer.report.paused_s == 2.0
+    await runner.stop()
 
 
 async def test_the_tree_is_dropped(rig: Rig) -> None:

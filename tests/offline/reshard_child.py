@@ -51,7 +51,7 @@ def under_load(engine: Any) -> dict[str, object]:
             time.sleep(0.01)
         begin_s = time.perf_counter()
         report = engine.reshard(mesh=mesh)
-        moves.append([report.mesh, time.perf_counter() - begin_s])
+        moves.append([report.mesh, report.paused_s, time.perf_counter() - begin_s])
     over.set()
     loading.join()
     return {"answers": answers, "moves": moves}

@@ -19,7 +19,8 @@ def test_one_device_to_two_and_back_under_load():
     assert len({tuple(answer) for answer in told["before"]}) == len(told["before"])
     assert told["answers"]
     assert all(answers == told["before"] for answers in [*told["answers"], told["after"]])
-    assert [mesh for mesh, _ in told["moves"]] == MOVES
+    assert [mesh for mesh, _, _ in told["moves"]] == MOVES
+    assert all(0 < paused_s < elapsed_s for _, paused_s, elapsed_s in told["moves"])
     assert told["recomputed"] > 0, "no request was running when the model moved"
     assert "the mesh needs 64 devices" in told["refused"]
     assert told["left"] == [0, 0, 0]

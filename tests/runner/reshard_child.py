@@ -6,6 +6,7 @@ A process of its own, because the number of host devices is fixed once jax has s
 
 import gc
 import json
+import logging
 import sys
 import tempfile
 
@@ -15,6 +16,7 @@ from jaxsgl.config import EngineConfig
 from jaxsgl.interface import OperationFailed, OperationRefused, Reshard
 from jaxsgl.runner.build import build_runner
 from jaxsgl.runner.mesh import make_mesh
+from jaxsgl.runner.programs import Programs
 from jaxsgl.runner.runner import ModelRunner
 from tests.models.tiny import RandomModel, tiny_config
 from tests.runner.driver import Driver
@@ -75,6 +77,27 @@ def failed_move(runner: ModelRunner) -> str:
     return ""
 
 
+def compiled_late(runner: ModelRunner) -> list[object]:
+    """How long compiling took in a move whose programs could not be compiled before it; None for
+    one of which they could; and what was logged of the two."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log = logging.getLogger("jaxsgl.runner.operations")
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    compile_all = Programs.compile
+
+    def full(*args):
+        Programs.compile = compile_all
+        raise jax.errors.JaxRuntimeError("no room")
+
+    Programs.compile = full
+    late, early = (runner.prepare(Reshard(mesh=mesh))() for mesh in ("tp=2", "tp=1"))
+    log.removeHandler(handler)
+    return [late.compiled_s, early.compiled_s, lines]
+
+
 def main() -> None:
     make_mesh({"tp": 4})  # before anything else makes jax count its devices
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +110,8 @@ def main() -> None:
             report = runner.prepare(spec)()
             moved.append([report.mesh, list(report.notes), answer(runner)])
         result |= {"moved": moved, "bytes_after": live_bytes(), "refused": refusals(runner)}
-        result |= {"failed": failed_move(runner), "after": answer(runner)}
+        result |= {"failed": failed_move(runner), "late": compiled_late(runner)}
+        result |= {"after": answer(runner)}
         result |= {"bytes_at_last": live_bytes(), "recompiles": runner.recompiles}
         runner.close()
     json.dump(result, sys.stdout)

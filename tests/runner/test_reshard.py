@@ -1,6 +1,7 @@
 """A runner moves between meshes, and answers everywhere what it answered before."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -42,6 +43,16 @@ def test_what_cannot_be_is_refused_in_one_line(told):
     assert "'zero' are not known" in unknown
     assert "maps mlp to 'fsdp'; the mesh has tp=1" in axis
     assert "mlp: 3 devices do not divide 128" in size
+
+
+def test_a_move_tells_what_took_how_long(told):
+    late_s, early_s, lines = told["late"]
+    assert late_s > 0 and early_s is None
+    parts = (
+        r"moving weights [\d.]+ s, allocating pages [\d.]+ s, running every program once [\d.]+ s"
+    )
+    assert re.fullmatch(rf"the model is on tp=2 now: compiling [\d.]+ s, {parts}", lines[0])
+    assert re.fullmatch(rf"the model is on tp=1 now: {parts}", lines[1])
 
 
 def test_a_move_that_fails_midway_is_undone(told):

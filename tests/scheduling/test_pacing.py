@@ -14,6 +14,9 @@ from tests.scheduling.test_scheduler import Bench
 
 SIZES = (32, 128, 512, 2048)
 
+SIMULATED = 0.9
+"""Of a promise is left to the steps: clients of a real server see up to a tenth more."""
+
 
 def cost_s(work: StepWork, per_pair_s: float = 2e-9, per_key_s: float = 3e-8) -> float:
     padded = next(size for size in SIZES if size >= work.num_tokens)
@@ -82,7 +85,7 @@ def test_attention_bounds_chunks(context_len: int):
 def test_a_long_prompt_keeps_the_promise_and_would_not_without():
     free, bound = simulate(long_prompt, None), simulate(long_prompt, 80)
     assert free.longest_ms > 3 * 80
-    assert bound.longest_ms <= 80
+    assert bound.longest_ms <= SIMULATED * 80
     assert bound.tokens_per_s >= 0.95 * free.tokens_per_s
     assert bound.long_wait_s <= 1.5 * free.long_wait_s
 
@@ -91,7 +94,7 @@ def test_throughput_stays_near_its_best():
     load = functools.partial(closed_loop, num_requests=192, num_at_once=64)
     free, bound = simulate(load, None), simulate(load, 80)
     assert free.p99_ms > 80
-    assert bound.longest_ms <= 80
+    assert bound.longest_ms <= SIMULATED * 80
     assert bound.tokens_per_s >= 0.9 * free.tokens_per_s
 
 

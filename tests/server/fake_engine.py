@@ -201,7 +201,9 @@ class FakeEngine:
         self.operations.append(operation)
         released = operation.parts if isinstance(operation, ReleaseMemory) else ()
         mesh = operation.mesh if isinstance(operation, Reshard) else None
-        return OperationReport(weight_version="v2", released=released, mesh=mesh or "tp=1")
+        return OperationReport(
+            weight_version="v2", released=released, mesh=mesh or "tp=1", paused_s=1.5
+        )
 
     def replicas(self) -> list[ReplicaReport]:
         return [

@@ -48,6 +48,7 @@ async def test_memory_is_released_and_resumed_in_parts(served: Served) -> None:
 async def test_a_model_is_spread_otherwise(served: Served) -> None:
     status, reply = await served.post(RESHARD, {"mesh": "tp=2", "sharding_rules": "fsdp"})
     assert (status, reply["mesh"], reply["notes"]) == (200, "tp=2", [])
+    assert (reply["paused_s"], reply["compiled_s"]) == (1.5, None)
     rules = {"mlp": ["fsdp", "tp"], "vocab": "tp"}
     assert (await served.post(RESHARD, {"sharding_rules": rules}))[0] == 200
     assert served.engine.operations == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from jaxsgl.actors.messages import Speed
 from jaxsgl.interface import EngineStats
@@ -43,6 +44,8 @@ class ReplicaLoad:
     """Uncached tokens of those of them that have no answer yet."""
     reserved_pages: int = 0
     """Pages that those will need."""
+    answering: dict[Guard, float] = field(default_factory=dict)
+    """When each of the others had its first token, earliest first."""
 
     @property
     def num_slots(self) -> int:
@@ -57,6 +60,11 @@ class ReplicaLoad:
         return self.speed.decode_step_s or FIRST_GUESS.decode_step_s
 
     @property
+    def answer_s(self) -> float:
+        """Seconds that an answer is expected to take from its first token on."""
+        return self.latency.answer_s or 64 * self.decode_step_s
+
+    @property
     def page_share(self) -> float:
         """Of its KV pages, those that requests hold or that were promised to requests under way."""
         stats = self.stats
@@ -68,17 +76,25 @@ class ReplicaLoad:
         num_cached = self.sketch.num_cached(job.names) * job.page_size
         return max(1, job.num_tokens - num_cached)
 
-    def queue_delay_s(self, prefill_token_s: float) -> float:
+    def row_wait_s(self, now_s: float) -> float:
+        """Seconds until a request which came now would have a row: those before it that have none
+        get the rows of the answers that end first."""
+        num_ahead = self.num_in_flight - self.num_slots
+        if num_ahead < 0:
+            return 0.0
+        rounds, num_ahead = divmod(num_ahead, self.num_slots)
+        begun_s = next(islice(self.answering.values(), num_ahead, None), now_s)
+        return max(0.0, begun_s + self.answer_s - now_s) + rounds * self.answer_s
+
+    def queue_delay_s(self, prefill_token_s: float, now_s: float) -> float:
         """Seconds that a request which came now would lose to those that are there, where a token
         of a prompt takes so long.
 
-        Prompts before it are computed before it. Answers under way take part of every step; beyond
-        the replica's slots, one of them has to end first.
+        Prompts before it are computed before it. Answers under way take part of every step; where
+        they have every row, one of them has to end first.
         """
-        busy = self.num_in_flight / self.num_slots
-        waiting = max(0, self.num_in_flight + 1 - self.num_slots) / self.num_slots
-        answer_s = self.latency.answer_s or 64 * self.decode_step_s
-        return self.backlog_tokens * prefill_token_s + (busy + waiting) * answer_s
+        busy_s = self.num_in_flight / self.num_slots * self.answer_s
+        return self.backlog_tokens * prefill_token_s + busy_s + self.row_wait_s(now_s)
 
 
 class Guard:
@@ -100,17 +116,23 @@ class Guard:
     def uncached_len(self) -> int:
         return self._uncached_len
 
-    def prefilled(self) -> None:
+    def prefilled(self, now_s: float) -> None:
         """Its prompt has been computed. Idempotent."""
         if self._waits:
-            self._waits = False
-            self._load.backlog_tokens -= self._uncached_len
-            self._load.reserved_pages -= self._num_pages
-            self._load.sketch.expect_no_more(self._names)
+            self._wait_no_more()
+            self._load.answering[self] = now_s
 
     def release(self) -> None:
         """It has ended, or has gone elsewhere. Idempotent."""
         if self._is_held:
             self._is_held = False
-            self.prefilled()
+            if self._waits:
+                self._wait_no_more()
+            self._load.answering.pop(self, None)
             self._load.num_in_flight -= 1
+
+    def _wait_no_more(self) -> None:
+        self._waits = False
+        self._load.backlog_tokens -= self._uncached_len
+        self._load.reserved_pages -= self._num_pages
+        self._load.sketch.expect_no_more(self._names)

@@ -101,7 +101,7 @@ class MinLoad:
 
 
 class MinLatency:
-    """The faster of two that are drawn at random, by what clients saw lately.
+    """The faster of two that are drawn at random: what clients saw lately, and the wait for a row.
 
     Of two, because all requests going to whichever was fastest last would make it the slowest.
     """
@@ -118,7 +118,8 @@ class MinLatency:
             inter_token = load.latency.inter_token.value(now_s, mean_inter_token)
             alone = ttft + RESIDENT_TOKENS * inter_token
             prompt = load.uncached_len(job) * load.prefill_token_s
-            return prompt + alone * (1 + load.num_in_flight / load.num_slots)
+            shared = alone * (1 + load.num_in_flight / load.num_slots)
+            return prompt + shared + load.row_wait_s(now_s)
 
         one, *other = self._rng.sample(loads, min(2, len(loads)))
         # About equal is equal: or one that was slow once would never be seen to have recovered.
@@ -145,7 +146,7 @@ class CacheAware:
 
         def cost(load: ReplicaLoad) -> tuple[float, ...]:
             compute_s = load.uncached_len(job) * prefill_token_s
-            cost_s = _WORK_WEIGHT * compute_s + load.queue_delay_s(prefill_token_s)
+            cost_s = _WORK_WEIGHT * compute_s + load.queue_delay_s(prefill_token_s, now_s)
             return cost_s, load.num_in_flight, len(load.sketch)
 
         return self._rotation.best(loads, cost)
