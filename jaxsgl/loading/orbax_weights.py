@@ -33,6 +33,7 @@ from jaxsgl.models.weights import (
     Model,
     ModelClass,
     TensorSource,
+    load_order,
     num_bytes,
     repeat_kv_heads,
     set_values,
@@ -62,7 +63,8 @@ def save_weights(
     names = {id(weight): name for name, weight in named_weights(model)}
     arrays: dict[str, jax.Array] = {}
     total, done = num_bytes(model), 0
-    for weight, values in model.host_weights(tensors):
+    for weight, read in model.host_weights(tensors):
+        values = read()
         placed = jax.device_put(np.asarray(values, weight.dtype), _pieces(weight))
         # The host's memory is free to be reused once the copy is done.
         arrays[names[id(weight)]] = placed.block_until_ready()
@@ -86,20 +88,20 @@ def restore_weights(
 ) -> Model:
     """A model with every weight read from `path` to where `layout` wants it, in `dtype`.
 
-    One weight is read at a time, each device's share by itself; only merged matrices whose kv heads
-    the layout repeats are on the host as a whole. Raises CheckpointError, one line that names the
-    weight, for files that do not hold this model.
+    One weight is read at a time, the largest first, each device's share by itself; only merged
+    matrices whose kv heads the layout repeats are on the host as a whole. Raises CheckpointError,
+    one line that names the weight, for files that do not hold this model.
     """
     model = model_class(config, layout, dtype)
     as_stored = model_class(config, dataclasses.replace(layout, kv_repeat=1), dtype)
     stored_shapes = {name: weight.shape for name, weight in named_weights(as_stored)}
-    weights = dict(named_weights(model))
+    weights = sorted(named_weights(model), key=lambda each: load_order(each[1]))
     with _checkpointer() as checkpointer:
         with _reading(path, "the list of weights"):
             found = _found_shapes(checkpointer, path)
         check_tensors(found, stored_shapes, str(path))
         total, done = num_bytes(model), 0
-        for name, weight in weights.items():
+        for name, weight in weights:
             repeat = 1 if weight.shape == stored_shapes[name] else layout.kv_repeat
             with _reading(path, name):
                 restored = _restore(checkpointer, path, name, weight, layout, repeat)

@@ -218,18 +218,18 @@ class Decoder(Model):
 
     def host_weights(self, tensors: TensorSource) -> HostWeights:
         prefixes = [f"model.layers.{index}" for index in range(self.config.num_layers)]
-        yield self.embedding, tensors.tensor("model.embed_tokens.weight")
+        yield self.embedding, lambda: tensors.tensor("model.embed_tokens.weight")
         for prefix, layer in zip(prefixes, self.layers, strict=True):
             yield from layer.attention.host_weights(tensors, f"{prefix}.self_attn")
             name = f"{prefix}.{self.feed_forward_name}"
             yield from layer.feed_forward.host_weights(tensors, name)
         norms = [f"{prefix}.{name}.weight" for prefix in prefixes for name in self.norm_names]
-        yield self.norm_scales, stacked(tensors, [*norms, "model.norm.weight"])
+        yield self.norm_scales, lambda: stacked(tensors, [*norms, "model.norm.weight"])
         if self.config.qk_norm:
             names = [f"{prefix}.self_attn.{x}_norm.weight" for prefix in prefixes for x in "qk"]
-            yield self.head_norm_scales, stacked(tensors, names)
+            yield self.head_norm_scales, lambda: stacked(tensors, names)
         if not self.config.tie_embeddings:
-            yield self.head, tensors.tensor("lm_head.weight")
+            yield self.head, lambda: tensors.tensor("lm_head.weight")
 
 
 def _rows_of(table: jax.Array, index: jax.Array) -> jax.Array:

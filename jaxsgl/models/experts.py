@@ -128,9 +128,9 @@ class MixtureOfExperts(Block):
             return array_library(pair[0]).stack(pair, axis=2).reshape(len(pair[0]), -1)
 
         num = self.experts.num_experts
-        yield self.router, tensors.tensor(f"{prefix}.{router}.weight")
-        yield self.gate_up, gathered((gate_and_up(index) for index in range(num)), num)
-        yield self.down, gathered((matrix(index, down) for index in range(num)), num)
+        yield self.router, lambda: tensors.tensor(f"{prefix}.{router}.weight")
+        yield self.gate_up, lambda: gathered(map(gate_and_up, range(num)), num)
+        yield self.down, lambda: gathered((matrix(index, down) for index in range(num)), num)
         if self.experts.shared_mlp_size:
             yield from self.shared.host_weights(tensors, f"{prefix}.shared_experts")
 

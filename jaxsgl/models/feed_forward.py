@@ -8,7 +8,14 @@ from jax.typing import DTypeLike
 from jaxsgl.models.layers import ACTIVATIONS, linear
 from jaxsgl.models.model_config import ModelConfig
 from jaxsgl.models.sharding import Layout
-from jaxsgl.models.weights import Block, HostWeights, TensorSource, abstract_weight, stacked
+from jaxsgl.models.weights import (
+    Block,
+    HostWeights,
+    TensorSource,
+    Values,
+    abstract_weight,
+    stacked,
+)
 
 
 class FeedForward(Block):
@@ -33,9 +40,13 @@ class FeedForward(Block):
 
     def host_weights(self, tensors: TensorSource, prefix: str) -> HostWeights:
         if self.config.merged_projections:
-            merged = tensors.tensor(f"{prefix}.gate_up_proj.weight")
-            yield self.gate_up, merged.reshape(2, -1, merged.shape[1]).swapaxes(0, 1)
+            yield self.gate_up, lambda: _halves(tensors.tensor(f"{prefix}.gate_up_proj.weight"))
         else:
             names = [f"{prefix}.{name}_proj.weight" for name in ("gate", "up")]
-            yield self.gate_up, stacked(tensors, names, axis=1)
-        yield self.down, tensors.tensor(f"{prefix}.down_proj.weight")
+            yield self.gate_up, lambda: stacked(tensors, names, axis=1)
+        yield self.down, lambda: tensors.tensor(f"{prefix}.down_proj.weight")
+
+
+def _halves(merged: Values) -> Values:
+    """Gate above up, interleaved: [mlp, 2, embed]."""
+    return merged.reshape(2, -1, merged.shape[1]).swapaxes(0, 1)

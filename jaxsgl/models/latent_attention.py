@@ -98,22 +98,32 @@ class LatentSelfAttention(Block):
 
     def host_weights(self, tensors: TensorSource, prefix: str) -> HostWeights:
         latent, heads = self.latent, self.config.num_q_heads
+
+        def tensor(name: str) -> Values:
+            return tensors.tensor(f"{prefix}.{name}.weight")
+
         query_name = "q_proj"
         if latent.query_rank:
-            yield self.query_down, tensors.tensor(f"{prefix}.q_a_proj.weight")
-            yield self.query_norm, tensors.tensor(f"{prefix}.q_a_layernorm.weight")
+            yield self.query_down, lambda: tensor("q_a_proj")
+            yield self.query_norm, lambda: tensor("q_a_layernorm")
             query_name = "q_b_proj"
-        query = tensors.tensor(f"{prefix}.{query_name}.weight").reshape(self.query.shape)
-        yield self.query, _halves_apart(query, latent.nope_dim)
-        kv_down = tensors.tensor(f"{prefix}.kv_a_proj_with_mqa.weight")
-        yield self.kv_down, _halves_apart(kv_down[None], latent.kv_rank)[0]
-        yield self.kv_norm, tensors.tensor(f"{prefix}.kv_a_layernorm.weight")
+
+        def query() -> Values:
+            return _halves_apart(tensor(query_name).reshape(self.query.shape), latent.nope_dim)
+
+        def kv_down() -> Values:
+            return _halves_apart(tensor("kv_a_proj_with_mqa")[None], latent.kv_rank)[0]
+
+        def key_and_value() -> Values:
+            return tensor("kv_b_proj").reshape(heads, -1, latent.kv_rank)
+
+        yield self.query, query
+        yield self.kv_down, kv_down
+        yield self.kv_norm, lambda: tensor("kv_a_layernorm")
         # Read twice, so that only one of the two is held at a time.
-        name = f"{prefix}.kv_b_proj.weight"
-        split = latent.nope_dim
-        yield self.key, tensors.tensor(name).reshape(heads, -1, latent.kv_rank)[:, :split]
-        yield self.value, tensors.tensor(name).reshape(heads, -1, latent.kv_rank)[:, split:]
-        yield self.out, tensors.tensor(f"{prefix}.o_proj.weight").reshape(self.out.shape)
+        yield self.key, lambda: key_and_value()[:, : latent.nope_dim]
+        yield self.value, lambda: key_and_value()[:, latent.nope_dim :]
+        yield self.out, lambda: tensor("o_proj").reshape(self.out.shape)
 
 
 def _halves_apart(weight: Values, start: int) -> Values:

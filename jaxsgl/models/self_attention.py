@@ -103,10 +103,11 @@ class SelfAttention(Block):
         return linear(attended.reshape(len(x), -1), self.out[...]), pages
 
     def host_weights(self, tensors: TensorSource, prefix: str) -> HostWeights:
-        yield self.qkv, self._merged_qkv(tensors, prefix, "weight")
+        yield self.qkv, lambda: self._merged_qkv(tensors, prefix, "weight")
         if self.config.attention_bias:
-            yield self.qkv_bias, self._merged_qkv(tensors, prefix, "bias")
-        yield self.out, tensors.tensor(f"{prefix}.o_proj.weight").reshape(self.out.shape)
+            yield self.qkv_bias, lambda: self._merged_qkv(tensors, prefix, "bias")
+        out_name = f"{prefix}.o_proj.weight"
+        yield self.out, lambda: tensors.tensor(out_name).reshape(self.out.shape)
 
     def _merged_qkv(self, tensors: TensorSource, prefix: str, kind: str) -> Values:
         """Grouped by kv head: [kv_heads, group + 2, head_dim, ...]."""

@@ -45,15 +45,15 @@ def array_library(values: Values) -> Any:
     return jnp if isinstance(values, jax.Array) else np
 
 
-HostWeights = Iterator[tuple[nnx.Param, Values]]
-"""Each weight of a model with its values, read only when the iterator gets there."""
+HostWeights = Iterator[tuple[nnx.Param, Callable[[], Values]]]
+"""Each weight of a model, and what reads its values; they may be read in any order."""
 
 
 class Model(nnx.Module):
     """Base of every architecture: built abstract, then filled from a checkpoint."""
 
     def host_weights(self, tensors: TensorSource) -> HostWeights:
-        """Every weight with its values, from tensors in HuggingFace's naming."""
+        """Every weight and what reads its values, from tensors in HuggingFace's naming."""
         raise NotImplementedError
 
     def hidden(
@@ -72,7 +72,7 @@ class Block(nnx.Module):
     """A part of a layer that has weights of its own."""
 
     def host_weights(self, tensors: TensorSource, prefix: str) -> HostWeights:
-        """Every weight with its values; names in `tensors` begin with `prefix`."""
+        """Every weight and what reads its values; names in `tensors` begin with `prefix`."""
         raise NotImplementedError
 
 
@@ -175,15 +175,37 @@ def weight_bytes(weight: nnx.Variable) -> int:
 
 def device_bytes(model: Model, layout: Layout) -> int:
     """What the weights of a model, loaded or not, take on each device."""
-    num_bytes = 0
-    for weight in jax.tree.leaves(nnx.state(model), is_leaf=_is_variable):
+    weights = jax.tree.leaves(nnx.state(model), is_leaf=_is_variable)
+    return sum(_own_bytes(weight, layout) for weight in weights)
+
+
+def _own_bytes(weight: nnx.Variable, layout: Layout) -> int:
+    """What one weight takes on each device."""
+    value = weight.get_value()
+    if isinstance(value, QuantizedMatrix):
+        return value.num_bytes
+    sharding = layout.sharding(*weight.get_metadata("logical_axes"))
+    return math.prod(sharding.shard_shape(weight.shape)) * weight.dtype.itemsize
+
+
+def load_order(weight: nnx.Variable) -> int:
+    """What to sort weights by, the largest first: what large temporaries leave behind is filled by
+    the weights to come, and the last ones, in memory that is nearly full, need little."""
+    return -math.prod(weight.shape)
+
+
+def loading_bytes(model: Model, layout: Layout) -> int:
+    """What loading takes for a moment on each device beyond what the weights of a model take once
+    they are all there, at most: the values in float32, twice where tensors are merged or put into
+    another order."""
+    weights = jax.tree.leaves(nnx.state(model), is_leaf=_is_variable)
+    num_placed, most = 0, 0
+    for weight in sorted(weights, key=load_order):
         sharding = layout.sharding(*weight.get_metadata("logical_axes"))
-        value = weight.get_value()
-        if isinstance(value, QuantizedMatrix):
-            num_bytes += value.num_bytes
-        else:
-            num_bytes += math.prod(sharding.shard_shape(weight.shape)) * weight.dtype.itemsize
-    return num_bytes
+        num_values = math.prod(sharding.shard_shape(weight.shape))
+        num_placed += _own_bytes(weight, layout)
+        most = max(most, num_placed + 2 * num_values * np.dtype(np.float32).itemsize)
+    return max(0, most - num_placed)
 
 
 def repeat_kv_heads(merged: Any, repeat: int) -> Any:
@@ -217,14 +239,16 @@ def load_weights(
     dtype: DTypeLike,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Model:
-    """A model with every weight on the mesh as `layout` says, in `dtype`.
+    """A model with every weight on the mesh as `layout` says, in `dtype`. The largest come first.
 
     `progress` is called with bytes placed and bytes in all, as the model keeps them.
     Raises what `tensors` raises, and ValueError for a tensor of another shape than the model's.
     """
     model = model_class(config, layout, dtype)
     total, done = num_bytes(model), 0
-    for weight, values in model.host_weights(tensors):
+    weights = sorted(model.host_weights(tensors), key=lambda each: load_order(each[0]))
+    for weight, read in weights:
+        values = read()
         if values.shape != weight.shape:
             raise ValueError(f"a weight of shape {values.shape} where {weight.shape} was expected")
         set_values(weight, values, layout)

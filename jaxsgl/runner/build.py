@@ -25,7 +25,7 @@ from jaxsgl.models.model_config import ModelConfig
 from jaxsgl.models.quantization.matrix import QuantizationError
 from jaxsgl.models.sharding import Layout, resolve_layout
 from jaxsgl.models.sharding_rules import RulesError, read_rules, rules_of
-from jaxsgl.models.weights import Model, device_bytes
+from jaxsgl.models.weights import Model, device_bytes, loading_bytes
 from jaxsgl.runner.buckets import finer, make_buckets, up_to
 from jaxsgl.runner.kv_cache import page_bytes
 from jaxsgl.runner.memory import GIB, MemoryPlan, step_bytes
@@ -72,12 +72,8 @@ def build_runner(
     layout = parts.layout(mesh, config.sharding_rules)
     sizes = step_sizes(config, parts.model, parts.platform, parts.backend)
     abstract = parts.abstract(layout)
-    memory = None
-    if config.max_total_tokens is not None:
-        num_pages = config.max_total_tokens // config.page_size + 1
-    elif device.platform == "cpu":
-        num_pages = CPU_TOTAL_TOKENS // config.page_size + 1
-    else:
+    memory, num_pages = None, _given_pages(config, device.platform)
+    if num_pages is None:
         stats = device.memory_stats()
         memory = plan_memory(config, parts.model, layout, sizes, abstract, parts.dtype, stats)
         memory.require_room()
@@ -89,9 +85,13 @@ def build_runner(
         sizes, num_pages=num_pages, chain_len=parts.platform.chain_len(config, mesh.size)
     )
 
-    # Held while everything else finds its place: what is left over must lie in one piece.
-    room = None if memory is None else _take_room(mesh, memory.steps)
     programs = parts.programs(abstract, layout, limits)
+    room, pages = None, ()
+    if memory is not None:
+        # Held while everything else finds its place: what is left over must lie in one piece.
+        room = _take_room(mesh, memory.steps)
+        # The arrays that pages will be, where they will be: weights would leave no piece so large.
+        pages = programs.allocate_kv()
     with _compiling(programs, progress) as compiling:
         model = parts.form.load(
             checkpoint,
@@ -99,6 +99,9 @@ def build_runner(
             parts.dtype,
             lambda done, total: progress("loading weights", done, total),
         )
+        # Choosing algorithms takes memory, and gives it all back.
+        for array in pages:
+            array.delete()
     bytes_per_step = compiling.result()
     if memory is not None:
         memory = dataclasses.replace(memory, steps=bytes_per_step)
@@ -118,6 +121,16 @@ def build_runner(
         room.delete()
     runner.warm_up()
     return runner
+
+
+def _given_pages(config: EngineConfig, platform: str) -> int | None:
+    """How many there will be whatever memory a device has; None if that decides. `platform` is as
+    jax calls it."""
+    if config.max_total_tokens is not None:
+        return config.max_total_tokens // config.page_size + 1
+    if platform == "cpu":
+        return CPU_TOTAL_TOKENS // config.page_size + 1
+    return None
 
 
 @contextlib.contextmanager
@@ -255,6 +268,7 @@ class _Respread:
             in_use=0,
             weights=device_bytes(abstract, layout),
             slots=slot_bytes(layout, limits),
+            loading=0,
             steps=bytes_per_step,
             page=page_bytes(parts.model, layout, self._config.page_size, parts.kv_dtype),
             num_pages=limits.num_pages,
@@ -313,6 +327,7 @@ def plan_memory(
         in_use=stats["bytes_in_use"],
         weights=device_bytes(abstract, layout),
         slots=slot_bytes(layout, sizes),
+        loading=loading_bytes(abstract, layout),
         steps=step_bytes(model, sizes, jnp.dtype(dtype).itemsize),
         page=page_bytes(model, layout, config.page_size, kv_dtype(config, dtype)),
         num_pages=0,

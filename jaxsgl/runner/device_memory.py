@@ -4,6 +4,7 @@ brought back."""
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ class DeviceMemory:
             _delete(self.weights)
             self.weights = loaded
         if "kv_cache" not in self._released:
-            self._allocate_kv()
+            self._allocate_kv_anyhow()
         if problem is not None:
             raise OperationFailed(f"the weights could not be loaded: {problem}")
 
@@ -86,21 +87,23 @@ class DeviceMemory:
     def resume(self, parts: tuple[MemoryPart, ...]) -> None:
         """Raises OperationFailed, with everything as it was, if there is no room."""
         wanted = self._released & set(parts)
-        placed: list[jax.Array] = []
+        placed: dict[int, jax.Array] = {}
         try:
-            if "weights" in wanted:
-                for weight in self._on_host:
-                    array = weight.on_devices()
-                    placed.append(array.block_until_ready())
+            # First what needs the largest pieces, as at the start.
             if "kv_cache" in wanted:
                 self._allocate_kv()
+            if "weights" in wanted:
+                sizes = [math.prod(weight.shape) for weight in self._on_host]
+                for index in np.argsort(sizes, kind="stable")[::-1].tolist():
+                    placed[index] = self._on_host[index].on_devices().block_until_ready()
         except Exception as error:
             _delete(placed)
             if "kv_cache" in wanted:
                 self._free_kv()
             raise OperationFailed(f"no memory: {error}") from None
         if "weights" in wanted:
-            self.weights, self._on_host = tuple(placed), []
+            self.weights = tuple(placed[index] for index in range(len(placed)))
+            self._on_host = []
         self._released -= wanted
 
     def respread(self, programs: Programs, times: PartTimes, *, compile_first: bool) -> None:
@@ -122,7 +125,7 @@ class DeviceMemory:
             problem = self._move(programs)
             times.ended("moving weights")
             if problem is None:
-                self._allocate_kv()
+                self._allocate_kv_anyhow()
                 times.ended("allocating pages")
         except Exception as error:
             problem = _one_line(error)
@@ -130,7 +133,7 @@ class DeviceMemory:
             self._free_kv()
             if not self.weights or (self.programs is not before and self._move(before)):
                 raise RuntimeError(f"the weights are lost: {problem}")
-            self._allocate_kv()
+            self._allocate_kv_anyhow()
             raise OperationFailed(f"the model could not be moved: {problem}")
 
     def _move(self, programs: Programs) -> str | None:
@@ -159,6 +162,18 @@ class DeviceMemory:
         self.kv = self.programs.allocate_kv()
         self.state = self.programs.allocate_state()
         jax.block_until_ready((self.kv, self.state))
+
+    def _allocate_kv_anyhow(self) -> None:
+        """Weights that went where pages were may leave no piece of memory as large as pages are:
+        then they make way, and come back behind the pages."""
+        try:
+            self._allocate_kv()
+        except jax.errors.JaxRuntimeError:
+            self.release(MEMORY_PARTS)
+            try:
+                self.resume(MEMORY_PARTS)
+            except OperationFailed as error:
+                raise RuntimeError(f"the weights are lost: {error}") from None
 
     def _free_kv(self) -> None:
         _delete((self.kv, self.state))

@@ -66,7 +66,7 @@ class Planner:
         """Add to `builder` every row that is to run; `idle` says that no step is in flight."""
         if self._settings.policy == "priority" or self._quota.is_set:
             self._make_way()
-        is_filled = self._chains.are_worth_it and self._fill_chain(builder)
+        is_filled = self._chains.are_there and self._fill_chain(builder)
         if not is_filled and self._settings.mixed_chunks:
             self._fill_mixed(builder, idle)
         elif not is_filled:

@@ -76,6 +76,16 @@ def test_the_layout_on_disk_is_that_of_the_format_s_version(tmp_path: Path) -> N
     assert (FORMAT_VERSION, checksum) == (4, 1541974195)
 
 
+def test_the_largest_weights_are_restored_first(saved: Path) -> None:
+    reports = [0]
+    layout = resolve_layout(CONFIG, one_device_mesh())
+    restore_weights(
+        saved, Llama, CONFIG, layout, jnp.float32, lambda done, total: reports.append(done)
+    )
+    sizes = np.diff(reports).tolist()
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 3
+
+
 def test_orbax_alone_reads_what_was_saved(saved: Path) -> None:
     """No name, shape or value needs this project to be understood, and no mesh is part of it."""
     arrays = restore_with_orbax_alone(saved)

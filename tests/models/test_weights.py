@@ -49,6 +49,16 @@ def test_every_weight_gets_values_in_the_dtype_asked_for():
     assert reports == sorted(reports) and reports[-1] == (total, total)
 
 
+def test_the_largest_weights_are_loaded_first():
+    reports, source = [0], RandomModel(UNTIED)
+    layout = resolve_layout(UNTIED, one_device_mesh())
+    load_weights(
+        Llama, UNTIED, source, layout, jnp.bfloat16, lambda done, total: reports.append(done)
+    )
+    sizes = np.diff(reports).tolist()
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 3
+
+
 def test_merged_weights_keep_every_head():
     source = RandomModel(UNTIED)
     layer = load(source).layers[1]

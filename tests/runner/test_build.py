@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 
 import jax
@@ -7,15 +8,20 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxsgl.config import ConfigError, EngineConfig
+from jaxsgl.loading.checkpoint import open_checkpoint
 from jaxsgl.loading.errors import CheckpointError
 from jaxsgl.models.llama import Llama
 from jaxsgl.models.sharding import resolve_layout
 from jaxsgl.models.weights import device_bytes
+from jaxsgl.runner import build
 from jaxsgl.runner.buckets import make_buckets
 from jaxsgl.runner.build import build_runner, choose_backend, plan_memory, step_sizes
 from jaxsgl.runner.kv_cache import page_bytes
 from jaxsgl.runner.memory import GIB
 from jaxsgl.runner.platform import PLATFORMS
+from jaxsgl.runner.programs import Programs
+from jaxsgl.runner.weight_source import choose_form
+from tests.loading.tiny_models import tiny_model, write_folder
 from tests.models.tiny import GoldenModel, RandomModel, golden_model, one_device_mesh, tiny_config
 from tests.runner.driver import Driver
 
@@ -196,3 +202,66 @@ def test_a_checkpoint_that_cannot_be_read_ends_the_compilation(tmp_path):
     assert not [
         each for each in threading.enumerate() if each.name.startswith(("trace", "compile"))
     ]
+
+
+def test_room_for_steps_and_pages_is_held_while_weights_are_loaded(tmp_path, monkeypatch):
+    """On a CPU as on devices whose memory is planned."""
+    alive: dict[str, jax.Array] = {}
+    events: list[tuple[str, list[str]]] = []
+
+    def note(event):
+        events.append((event, [name for name, array in alive.items() if not array.is_deleted()]))
+
+    def take_room(mesh, num_bytes):
+        alive["room"] = jnp.zeros(1)
+        return alive["room"]
+
+    class Watched(Programs):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.allocate_kv = self._watched_pages
+
+        def _watched_pages(self):
+            note("pages")
+            keys, values = self._kv()
+            alive.update(keys=keys, values=values)
+            return keys, values
+
+        def compile(self, progress, may_begin=None):
+            may_begin.add_done_callback(lambda _: note("compiling"))
+            return super().compile(progress, may_begin)
+
+    plan = dataclasses.replace(planned(), num_pages=17)
+    monkeypatch.setattr(build, "_given_pages", lambda *_: None)
+    monkeypatch.setattr(build, "plan_memory", lambda *_: plan)
+    monkeypatch.setattr(build, "_take_room", take_room)
+    monkeypatch.setattr(build, "Programs", Watched)
+
+    def progress(stage, done, total):
+        if stage == "loading weights":
+            note(stage)
+
+    runner = build_runner(small(tmp_path), golden_model("tiny_llama"), progress)
+    everything = ["room", "keys", "values"]
+    num_weights = len(runner.programs.weights)
+    assert events == [
+        ("pages", ["room"]),
+        *[("loading weights", everything)] * num_weights,
+        ("compiling", ["room"]),
+        ("pages", ["room"]),
+    ]
+    assert alive["room"].is_deleted()
+    runner.close()
+
+
+@pytest.mark.parametrize("load_format", ["dummy", "safetensors"])
+@pytest.mark.parametrize("quantization", [None, "fp8"])
+def test_weights_alone_are_left_of_loading(tmp_path, load_format, quantization):
+    checkpoint = open_checkpoint(write_folder(tmp_path, tiny_model()), load_format)
+    form = choose_form(quantization, checkpoint)
+    layout = resolve_layout(checkpoint.config, one_device_mesh())
+    before = jax.live_arrays()
+    model = form.load(checkpoint, layout, jnp.bfloat16)
+    known = {id(array) for array in (*before, *jax.tree.leaves(model))}
+    left = [array for array in jax.live_arrays() if id(array) not in known]
+    assert not [array.shape for array in left if not array.is_deleted()]

@@ -9,7 +9,7 @@ import pytest
 from jaxsgl.config import ConfigError, EngineConfig
 from jaxsgl.models.llama import Llama
 from jaxsgl.models.sharding import resolve_layout
-from jaxsgl.models.weights import device_bytes, load_weights
+from jaxsgl.models.weights import device_bytes, load_weights, loading_bytes
 from jaxsgl.runner.buckets import make_buckets
 from jaxsgl.runner.build import step_sizes
 from jaxsgl.runner.memory import GIB, MARGIN_BYTES, MemoryPlan, step_bytes
@@ -22,6 +22,7 @@ PLAN = MemoryPlan(
     in_use=GIB,
     weights=15 * GIB,
     slots=GIB // 4,
+    loading=0,
     steps=2 * GIB,
     page=2**21,
     num_pages=1000,
@@ -55,6 +56,26 @@ def test_steps_that_were_estimated_too_low_may_take_of_the_margin():
     for refused in (larger, dataclasses.replace(larger, steps=larger.steps + 1)):
         with pytest.raises(ConfigError, match="left over"):
             refused.require_room(from_margin=most - 1)
+
+
+def test_loading_has_the_margin_to_itself_and_more_if_need_be():
+    within = dataclasses.replace(PLAN, loading=PLAN.margin - MARGIN_BYTES)
+    assert within.margin == PLAN.margin
+    beyond = dataclasses.replace(PLAN, loading=within.loading + 1)
+    assert (beyond.margin, beyond.free) == (PLAN.margin + 1, PLAN.free - 1)
+    for plan, is_named in ((within, False), (beyond, True)):
+        assert ("margin, for loading" in plan.table()) == is_named
+
+
+def test_temporaries_of_loading_count_beyond_weights_to_come():
+    few = tiny_config(vocab_size=4096, num_layers=1)
+    layout = resolve_layout(few, one_device_mesh())
+    embedding, rest = 4096 * 64, device_bytes(Llama(few, layout, jnp.bfloat16), layout)
+    rest -= 2 * embedding
+    assert loading_bytes(Llama(few, layout, jnp.bfloat16), layout) == 8 * embedding - rest
+    # With many layers only those of the last, the smallest: the matrix of attention's output.
+    many = dataclasses.replace(few, num_layers=64)
+    assert loading_bytes(Llama(many, layout, jnp.bfloat16), layout) == 8 * 64 * 64
 
 
 def test_weights_are_counted_before_they_are_loaded():

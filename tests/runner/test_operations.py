@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from jaxsgl.interface import (
     ResumeMemory,
     UpdateWeights,
 )
+from jaxsgl.models.attention import KVPages
+from jaxsgl.runner.device_memory import _HostWeight
 from jaxsgl.runner.runner import ModelRunner
 from tests.loading.tiny_models import tiny_model, write_folder
 from tests.models.tiny import RandomModel, golden_model
@@ -140,6 +143,54 @@ def test_updates_while_memory_is_released(runner: ModelRunner, golden_folder: Pa
     operate(runner, ResumeMemory(parts=("weights",)))
     assert operate(runner, update).released == ("kv_cache",)
     operate(runner, ResumeMemory())
+    assert first_draw(runner) == pytest.approx(golden_draw(), abs=1e-4)
+
+
+def test_pages_and_the_largest_weights_come_back_first(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[int] = []
+    allocate_kv, on_devices = runner.programs.allocate_kv, _HostWeight.on_devices
+
+    def watched_pages() -> KVPages:
+        assert not order
+        order.append(2**30)
+        return allocate_kv()
+
+    def watched_weight(weight: _HostWeight) -> jax.Array:
+        order.append(math.prod(weight.shape))
+        return on_devices(weight)
+
+    drawn = first_draw(runner)
+    operate(runner, ReleaseMemory())
+    monkeypatch.setattr(runner.programs, "allocate_kv", watched_pages)
+    monkeypatch.setattr(_HostWeight, "on_devices", watched_weight)
+    operate(runner, ResumeMemory())
+    assert order == sorted(order, reverse=True) and len(set(order)) > 3
+    assert first_draw(runner) == drawn
+
+
+def test_weights_make_way_for_pages_that_find_no_place(
+    runner: ModelRunner,
+    golden_folder: Path,
+    live_bytes: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, allocate_kv = live_bytes(), runner.programs.allocate_kv
+    attempts: list[int] = []
+
+    def allocate() -> KVPages:
+        attempts.append(live_bytes())
+        if len(attempts) == 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return allocate_kv()
+
+    monkeypatch.setattr(runner.programs, "allocate_kv", allocate)
+    report = operate(runner, UpdateWeights(model_path=str(golden_folder)))
+    assert report.released == ()
+    weights_there, nothing_there = attempts
+    assert nothing_there < weights_there / 100
+    assert live_bytes() == before
     assert first_draw(runner) == pytest.approx(golden_draw(), abs=1e-4)
 
 
