@@ -20,7 +20,7 @@ from jaxsgl.models.feed_forward import FeedForward
 from jaxsgl.models.layers import linear, rms_norm, soft_cap
 from jaxsgl.models.model_config import ModelConfig
 from jaxsgl.models.rope import RopeTables, rope_frequencies, rope_magnitude, rope_tables
-from jaxsgl.models.self_attention import HeadNorms, SelfAttention, StepInputs
+from jaxsgl.models.self_attention import AttentionBlock, HeadNorms, SelfAttention, StepInputs
 from jaxsgl.models.sharding import Layout
 from jaxsgl.models.weights import (
     Block,
@@ -40,7 +40,7 @@ class DecoderLayer(nnx.Module):
     """Pre-norm: each block sees a normalised copy and adds to the hidden state."""
 
     def __init__(
-        self, config: ModelConfig, layout: Layout, attention: Block, feed_forward: Block
+        self, config: ModelConfig, layout: Layout, attention: AttentionBlock, feed_forward: Block
     ) -> None:
         self.config = config
         self.layout = layout
@@ -57,23 +57,22 @@ class DecoderLayer(nnx.Module):
         pages: KVPages,
         kind: AttentionKind,
     ) -> tuple[jax.Array, KVPages]:
-        """Hidden states [tokens, embed] after this layer, and the pages with the new tokens."""
-        return self.compute(x, norm_scales, inputs, pages, kind)
-
-    def compute(
-        self,
-        x: jax.Array,
-        norm_scales: tuple[jax.Array, ...],
-        inputs: StepInputs,
-        pages: KVPages,
-        kind: AttentionKind,
-    ) -> tuple[jax.Array, KVPages]:
-        """What `__call__` compiles."""
-        before_attention, before_feed_forward = norm_scales
+        """Hidden states after this layer [tokens, embed], or [logits, embed] of those that
+        `inputs.wanted` names, and the pages with the new tokens."""
+        before_attention, *other_scales = norm_scales
         attended, pages = self.attention(self.norm(x, before_attention), inputs, pages, kind)
+        if inputs.wanted is not None:
+            x, attended = _rows_of(x, inputs.wanted), _rows_of(attended, inputs.wanted)
+        return self.after_attention(x, self.attention.output(attended), *other_scales), pages
+
+    def after_attention(
+        self, x: jax.Array, attended: jax.Array, before_feed_forward: jax.Array
+    ) -> jax.Array:
+        """Hidden states after this layer, of those before it and attention's output, all
+        [tokens, embed], and the scales of the other norms."""
         x = x + self.layout.constrain(attended)
         fed = self.feed_forward(self.norm(x, before_feed_forward))
-        return x + self.layout.constrain(fed), pages
+        return x + self.layout.constrain(fed)
 
     def norm(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         return rms_norm(x, scale, self.config.norm_eps, self.config.norm_offset)
@@ -114,7 +113,7 @@ class Decoder(Model):
             self.make_feed_forward(index, dtype),
         )
 
-    def make_attention(self, index: int, dtype: DTypeLike) -> Block:
+    def make_attention(self, index: int, dtype: DTypeLike) -> AttentionBlock:
         return SelfAttention(self.config, self.layout, dtype, self.attention_options(index))
 
     def make_feed_forward(self, index: int, dtype: DTypeLike) -> Block:
@@ -155,14 +154,19 @@ class Decoder(Model):
         ropes = self._rope_tables(batch.positions)
         scales, num_norms = self.norm_scales[...], len(self.norm_names)
         pages_each = len(pages[0]) // config.num_layers
+        few_wanted = len(batch.logit_idx) < len(x)
         for index, layer in enumerate(self.layers):
             layer_scales = tuple(scales[num_norms * index + i] for i in range(num_norms))
             first_page = jnp.asarray(index * pages_each, jnp.int32)
             rope, head_norms = ropes[self.rotation(index)], self._head_norms(index)
-            inputs = StepInputs(batch, first_page, rope, head_norms)
+            # All tokens leave keys and values, but after the last attention a token's hidden state
+            # matters to its own logits only.
+            is_last = index == config.num_layers - 1
+            wanted = batch.logit_idx if is_last and few_wanted else None
+            inputs = StepInputs(batch, first_page, rope, head_norms, wanted)
             layer, x = at_hand(layer, x, layout)
             x, pages = layer(x, layer_scales, inputs, pages, kind)
-        if kind.mode == "mixed" or len(batch.logit_idx) > len(x):
+        if not few_wanted and (kind.mode == "mixed" or len(batch.logit_idx) > len(x)):
             x = x[batch.logit_idx]
         return rms_norm(x, scales[-1], config.norm_eps, config.norm_offset), pages
 

@@ -8,6 +8,7 @@ from jaxsgl.models.decoder import Decoder
 from jaxsgl.models.experts import MixtureOfExperts
 from jaxsgl.models.feed_forward import FeedForward
 from jaxsgl.models.latent_attention import LatentSelfAttention
+from jaxsgl.models.self_attention import AttentionBlock
 from jaxsgl.models.weights import Block
 
 
@@ -15,7 +16,7 @@ class DeepseekV2(Decoder):
     """Latent attention, and experts beside a block that every token uses; the first layers are
     dense."""
 
-    def make_attention(self, index: int, dtype: DTypeLike) -> Block:
+    def make_attention(self, index: int, dtype: DTypeLike) -> AttentionBlock:
         return LatentSelfAttention(self.config, self.layout, dtype, self.attention_options(index))
 
     def make_feed_forward(self, index: int, dtype: DTypeLike) -> Block:

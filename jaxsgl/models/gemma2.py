@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import jax
 
-from jaxsgl.models.attention import AttentionKind, KVPages
 from jaxsgl.models.decoder import Decoder, DecoderLayer
-from jaxsgl.models.self_attention import StepInputs
 
 
 class Gemma2Layer(DecoderLayer):
     """Each block's output is normalised, too, before it is added."""
 
-    def compute(
+    def after_attention(
         self,
         x: jax.Array,
-        norm_scales: tuple[jax.Array, ...],
-        inputs: StepInputs,
-        pages: KVPages,
-        kind: AttentionKind,
-    ) -> tuple[jax.Array, KVPages]:
-        before_attention, after_attention, before_feed_forward, after_feed_forward = norm_scales
-        attended, pages = self.attention(self.norm(x, before_attention), inputs, pages, kind)
+        attended: jax.Array,
+        after_attention: jax.Array,
+        before_feed_forward: jax.Array,
+        after_feed_forward: jax.Array,
+    ) -> jax.Array:
         x = x + self.norm(self.layout.constrain(attended), after_attention)
         fed = self.feed_forward(self.norm(x, before_feed_forward))
-        return x + self.norm(self.layout.constrain(fed), after_feed_forward), pages
+        return x + self.norm(self.layout.constrain(fed), after_feed_forward)
 
 
 class Gemma2(Decoder):

@@ -15,10 +15,9 @@ from jaxsgl.models.attention import AttentionKind, AttentionOptions, KVPages, at
 from jaxsgl.models.layers import linear, rms_norm
 from jaxsgl.models.model_config import ModelConfig
 from jaxsgl.models.rope import rotate
-from jaxsgl.models.self_attention import StepInputs
+from jaxsgl.models.self_attention import AttentionBlock, StepInputs
 from jaxsgl.models.sharding import Layout
 from jaxsgl.models.weights import (
-    Block,
     HostWeights,
     TensorSource,
     Values,
@@ -27,7 +26,7 @@ from jaxsgl.models.weights import (
 )
 
 
-class LatentSelfAttention(Block):
+class LatentSelfAttention(AttentionBlock):
     """A latent and the one rotated key of all heads lie behind one another in the cache."""
 
     def __init__(
@@ -65,7 +64,6 @@ class LatentSelfAttention(Block):
     def __call__(
         self, x: jax.Array, inputs: StepInputs, pages: KVPages, kind: AttentionKind
     ) -> tuple[jax.Array, KVPages]:
-        """Attention's output [tokens, embed], and the pages with the new tokens."""
         latent, eps = self.latent, self.config.norm_eps
         assert inputs.rope is not None
         queries = x
@@ -83,7 +81,7 @@ class LatentSelfAttention(Block):
         # As many copies as devices: every head needs all of it.
         cached = jnp.repeat(cached, self.layout.kv_repeat, axis=1)
 
-        attended, pages = attend(
+        return attend(
             q,
             (cached,),
             pages,
@@ -93,8 +91,11 @@ class LatentSelfAttention(Block):
             self.layout,
             self.options,
         )
+
+    def output(self, attended: jax.Array) -> jax.Array:
+        latent = self.latent
         values = jnp.einsum("thr,hdr->thd", attended[..., : latent.kv_rank], self.value[...])
-        return linear(values.reshape(len(x), -1), self.out[...]), pages
+        return linear(values.reshape(len(values), -1), self.out[...])
 
     def host_weights(self, tensors: TensorSource, prefix: str) -> HostWeights:
         latent, heads = self.latent, self.config.num_q_heads

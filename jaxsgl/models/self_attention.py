@@ -40,7 +40,7 @@ class HeadNorms(NamedTuple):
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What a layer's attention needs besides hidden states and pages."""
+    """What a layer needs besides hidden states and pages."""
 
     batch: ForwardBatch
     first_page: jax.Array
@@ -48,12 +48,30 @@ class StepInputs:
     rope: RopeTables | None
     """None for a layer that rotates nothing."""
     head_norms: HeadNorms | None
+    wanted: jax.Array | None
+    """int32 [logits]: the tokens that the layer is computed for once all have attended; None for
+    all."""
 
 
 jax.tree_util.register_dataclass(StepInputs)
 
 
-class SelfAttention(Block):
+class AttentionBlock(Block):
+    """In two parts, since not every token that attends is wanted afterwards."""
+
+    def __call__(
+        self, x: jax.Array, inputs: StepInputs, pages: KVPages, kind: AttentionKind
+    ) -> tuple[jax.Array, KVPages]:
+        """What each head makes of what it sees [tokens, q_heads, head_dim], and the pages with the
+        new tokens."""
+        raise NotImplementedError
+
+    def output(self, attended: jax.Array) -> jax.Array:
+        """Attention's output [tokens, embed], of what its heads make."""
+        raise NotImplementedError
+
+
+class SelfAttention(AttentionBlock):
     """Query, key and value are one matrix, grouped by kv head, so that it can be spread over
     devices along its first axis."""
 
@@ -83,7 +101,6 @@ class SelfAttention(Block):
     def __call__(
         self, x: jax.Array, inputs: StepInputs, pages: KVPages, kind: AttentionKind
     ) -> tuple[jax.Array, KVPages]:
-        """Attention's output [tokens, embed], and the pages with the new tokens."""
         config, batch = self.config, inputs.batch
         width, head_dim = self.qkv.shape[1:3]
         qkv = linear(x, self.qkv[...])
@@ -97,10 +114,10 @@ class SelfAttention(Block):
             k = rms_norm(k, inputs.head_norms.k, config.norm_eps, config.norm_offset)
         if inputs.rope is not None:
             q, k = rotate(q, *inputs.rope), rotate(k, *inputs.rope)
-        attended, pages = attend(
-            q, (k, v), pages, inputs.first_page, batch, kind, self.layout, self.options
-        )
-        return linear(attended.reshape(len(x), -1), self.out[...]), pages
+        return attend(q, (k, v), pages, inputs.first_page, batch, kind, self.layout, self.options)
+
+    def output(self, attended: jax.Array) -> jax.Array:
+        return linear(attended.reshape(len(attended), -1), self.out[...])
 
     def host_weights(self, tensors: TensorSource, prefix: str) -> HostWeights:
         yield self.qkv, lambda: self._merged_qkv(tensors, prefix, "weight")

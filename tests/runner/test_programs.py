@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from jaxsgl.runner.programs import (
 from jaxsgl.runner.slot_state import split_state, state_allocator
 from jaxsgl.step import StepPacks, StepPlan
 from tests.models.tiny import RandomModel, one_device_mesh, tiny_config
-from tests.runner.tiny_runner import LIMITS
+from tests.runner.tiny_runner import CPU, LIMITS
 
 TARGETS = {
     "cuda": (
@@ -224,6 +225,29 @@ def test_every_program_lowers_without_the_device(target):
     kernel = "__gpu$xla.gpu.triton" if target == "cuda" else "tpu_custom_call"
     with_kernels = {kind for kind, text in lowered.items() if kernel in text}
     assert with_kernels == ({"forward", "draw", "mask"} if target == "cuda" else {"forward"})
+
+
+def test_the_last_layer_ends_with_the_tokens_whose_logits_are_wanted():
+    """Where those are fewer. The queries, keys and values are those of all."""
+    few, all_of_them, decode = MIXED[2], MIXED[1], DECODE[3]
+    model = Llama(CONFIG, LAYOUT, jnp.bfloat16)
+    programs = Programs(
+        model, CONFIG, LAYOUT, LIMITS, [few, all_of_them, decode], jnp.bfloat16, CPU, "xla"
+    )
+    rows = {
+        call.key: Counter(rows_of_products(call))
+        for call in programs.calls()
+        if call.kind == "forward"
+    }
+    # Four products of a layer, written down once for all that are alike, and the head's.
+    assert rows == {few: {64: 4 + 1, 16: 3 + 1}, all_of_them: {16: 4 + 1}, decode: {16: 4 + 1}}
+
+
+def rows_of_products(call):
+    """Of every product with a matrix."""
+    lowered = call.run.trace(*call.args).lower(lowering_platforms=("cuda",)).as_text()
+    products = re.findall(r"dot_general .* -> tensor<(\d+)x\d+xb?f\d+>", lowered)
+    return map(int, products)
 
 
 def test_a_shared_step_is_told_what_its_packs_have_in_common():
