@@ -204,7 +204,8 @@ class Decoder(Model):
         )(self.embedding[...], token_ids)
 
     def _rope_tables(self, positions: jax.Array) -> Mapping[Rotation, RopeTables | None]:
-        used: set[Rotation] = {self.rotation(index) for index in range(self.config.num_layers)}
+        # In the order of the layers: a set's differs between processes, and with it the program.
+        used = dict.fromkeys(self.rotation(index) for index in range(self.config.num_layers))
         return {rotation: self._rope_table(rotation, positions) for rotation in used}
 
     def _rope_table(self, rotation: Rotation, positions: jax.Array) -> RopeTables | None:

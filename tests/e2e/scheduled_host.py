@@ -25,10 +25,19 @@ class Host:
     """Drives the scheduler over a runner, which it takes for itself."""
 
     def __init__(
-        self, runner: ModelRunner, *, radix: bool = True, chunk: int = 256, overlap: bool = True
+        self,
+        runner: ModelRunner,
+        *,
+        radix: bool = True,
+        chunk: int = 256,
+        overlap: bool = True,
+        chains: bool = False,
     ) -> None:
         runner.reset()
-        limits = replace(runner.limits, max_tokens=chunk)
+        chain_len = runner.limits.chain_len if chains else 1
+        limits = replace(runner.limits, max_tokens=chunk, chain_len=chain_len)
+        self.modes: set[str] = set()
+        """Of the steps so far."""
         self._runner = runner
         self._depth = 1 if overlap else 0
         self._in_flight: deque[PendingStep] = deque()
@@ -63,6 +72,7 @@ class Host:
     def _step(self) -> None:
         plan = self._scheduler.plan_step()
         if plan is not None:
+            self.modes.add(plan.mode)
             self._in_flight.append(self._runner.dispatch(plan))
         if plan is None or len(self._in_flight) > self._depth:
             self._scheduler.apply(self._in_flight.popleft().wait())

@@ -28,7 +28,7 @@ NUM_COMPARED = 8
 def runner() -> Iterator[ModelRunner]:
     """The default model in this process, with every program compiled."""
     checkpoint = open_checkpoint(locate_model(None))
-    config = EngineConfig(max_total_tokens=8192)
+    config = EngineConfig(max_total_tokens=8192, num_continuous_decode_steps=3)
     with jax_options_restored():
         runner = build_runner(config, checkpoint, lambda stage, done, total: None)
         yield runner
@@ -36,11 +36,14 @@ def runner() -> Iterator[ModelRunner]:
     assert runner.recompiles == 0
 
 
-def test_20_chats_have_the_ids_of_the_reference(runner: ModelRunner):
+@pytest.mark.parametrize("chains", [True, False], ids=["chains", "single steps"])
+def test_20_chats_have_the_ids_of_the_reference(runner: ModelRunner, chains: bool):
     assert len(GOLDENS) == 20
-    answers = Host(runner).generate([golden["prompt_ids"] for golden in GOLDENS], 32)
+    host = Host(runner, chains=chains)
+    answers = host.generate([golden["prompt_ids"] for golden in GOLDENS], 32)
     for golden, answer in zip(GOLDENS, answers, strict=True):
         assert answer.token_ids == golden["output_ids"], golden["name"]
+    assert ("chain" in host.modes) == chains
 
 
 @pytest.mark.parametrize("chunk", [64, 256])
