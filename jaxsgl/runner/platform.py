@@ -24,8 +24,8 @@ CHAIN_LEN = 6
 program that is run, which takes the host 4 to 6 ms, and half a millisecond each time it is launched
 again: with six it is about 1 ms a step, less than any of these steps takes."""
 UNWANTED_PASSES = "rematerialization,dot-strength-reduction"
-"""The first computes things twice to save memory where arguments alone take most of the device's, as
-pages do; what steps need besides is little, and planned for. The second makes the product of one
+"""The first computes things twice to save memory where arguments alone take most of the device's,
+as pages do; what steps need besides is little, and planned for. The second makes the product of one
 token with a matrix of under ten million entries a sum over its rows: by a few blocks of threads, or
 with all the terms written to memory before."""
 TPU_LANES = 128
