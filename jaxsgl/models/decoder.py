@@ -204,9 +204,13 @@ class Decoder(Model):
         )(self.embedding[...], token_ids)
 
     def _rope_tables(self, positions: jax.Array) -> Mapping[Rotation, RopeTables | None]:
-        # In the order of the layers: a set's differs between processes, and with it the program.
-        used = dict.fromkeys(self.rotation(index) for index in range(self.config.num_layers))
-        return {rotation: self._rope_table(rotation, positions) for rotation in used}
+        """In the order of the layers: a set's differs between processes, and with it the program."""
+        tables: dict[Rotation, RopeTables | None] = {}
+        for index in range(self.config.num_layers):
+            rotation = self.rotation(index)
+            if rotation not in tables:
+                tables[rotation] = self._rope_table(rotation, positions)
+        return tables
 
     def _rope_table(self, rotation: Rotation, positions: jax.Array) -> RopeTables | None:
         if rotation is None:

@@ -67,7 +67,7 @@ def build_runner(
     _configure_memory(config)
     mesh = make_mesh(parse_mesh(config.mesh or "tp=1"), config.nnodes)
     device = mesh.local_devices[0]
-    parts = _Parts(config, checkpoint, PLATFORMS[device.platform])
+    parts = Parts(config, checkpoint, PLATFORMS[device.platform])
     _configure_compiler(config, parts.dtype)
     layout = parts.layout(mesh, config.sharding_rules)
     sizes = step_sizes(config, parts.model, parts.platform, parts.backend)
@@ -177,7 +177,7 @@ def _unwatched(done: int, total: int) -> None:
     """Nobody looks at the progress of this."""
 
 
-class _Parts:
+class Parts:
     """What a runner of one model is built of, on whatever mesh."""
 
     def __init__(
@@ -230,7 +230,7 @@ class _Respread:
     """An `operations.Respread`: programs for the same limits on another mesh or by other rules;
     what is not wanted otherwise is as configured."""
 
-    def __init__(self, parts: _Parts, limits: StepLimits, config: EngineConfig) -> None:
+    def __init__(self, parts: Parts, limits: StepLimits, config: EngineConfig) -> None:
         self._parts = parts
         self._limits = limits
         self._config = config

@@ -1,8 +1,19 @@
 """The benches of the engine and the front run, on a small scale."""
 
+import json
+
 import pytest
 
-from bench import front_end, host_cost, host_path, host_step, offline, overload, slow_readers
+from bench import (
+    front_end,
+    host_cost,
+    host_path,
+    host_step,
+    load_speed,
+    offline,
+    overload,
+    slow_readers,
+)
 from tests.offline.local_replica import open_engine
 
 
@@ -79,3 +90,38 @@ async def test_slow_readers():
     summary = await slow_readers.run(6, 1, 1, num_tokens=20, step_ms=2, num_runs=1)
     assert summary["inter_token_ms_p99"] > 0 and summary["ratio"] > 0
     assert summary["cut_off_per_run"] == [0]  # too few tokens to fill anybody's buffers
+
+
+def test_load_speed(tmp_path, capsys, monkeypatch):
+    """Of a checkpoint that it writes, in several files."""
+    monkeypatch.setattr(load_speed, "FILE_BYTES", 60_000)
+    shapes = tmp_path / "shapes"
+    shapes.mkdir()
+    (shapes / "config.json").write_text(json.dumps(TINY_LLAMA))
+    out, written = tmp_path / "result.json", tmp_path / "written"
+    load_speed.main(["--model-path", str(shapes), "--write", str(written), "--output", str(out)])
+    assert "load_gb_per_s" in capsys.readouterr().out
+    summary = json.loads(out.read_text())["summary"]
+    assert len(list(written.glob("*.safetensors"))) > 1
+    sizes = [file.stat().st_size for file in written.glob("*.safetensors")]
+    # Twice what the files have: a CPU keeps float32.
+    assert summary["weights_gb"] * 1e9 == pytest.approx(2 * sum(sizes), rel=0.1)
+    assert summary["load_s"] > 0 and summary["one_stream_gb_per_s"] > 0
+
+
+TINY_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
