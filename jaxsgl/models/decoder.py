@@ -204,7 +204,7 @@ class Decoder(Model):
         )(self.embedding[...], token_ids)
 
     def _rope_tables(self, positions: jax.Array) -> Mapping[Rotation, RopeTables | None]:
-        """In the order of the layers: a set's differs between processes, and with it the program."""
+        """In the order of the layers: a set's differs between processes, and so would programs."""
         tables: dict[Rotation, RopeTables | None] = {}
         for index in range(self.config.num_layers):
             rotation = self.rotation(index)

@@ -116,10 +116,12 @@ def largest_copy(hlo: str) -> tuple[int, str]:
     return max(found)
 
 
-def thunks(folder: Path, name: str) -> list[str]:
-    """What a GPU is told to do in one run of the program, kind by kind."""
+def thunks(folder: Path, name: str, indent: int = 0) -> list[str]:
+    """What a GPU is told to do in one run of the program, kind by kind; indented by 4, what it is
+    told in each round of a loop."""
     (path,) = folder.glob(f"*jit_{name}.*thunk_sequence_after_thunk_passes.txt")
-    return re.findall(r"^\d+: (k\w+)", path.read_text(), re.MULTILINE)
+    text = path.read_text().partition("body:")[2] if indent else path.read_text()
+    return re.findall(rf"^ {{{indent}}}\d+: (k\w+)", text, re.MULTILINE)
 
 
 def main(target: str, tp: int, folder: Path, scheme: Any, name: str) -> None:
@@ -156,6 +158,8 @@ def main(target: str, tp: int, folder: Path, scheme: Any, name: str) -> None:
             }
             if target == "h100" and call.kind in ("forward", "chain", "draw"):
                 told[name]["thunks"] = thunks(folder, name)
+            if target == "h100" and call.kind == "chain":
+                told[name]["rounds"] = thunks(folder, name, indent=4)
     kv = num_pages * LIMITS.page_size * config.num_kv_heads * config.head_dim * 2
     logits = 4 * LIMITS.max_logits * config.vocab_size
     sizes = {"kv_bytes": 2 * config.num_layers * kv // tp, "logits_bytes": logits}

@@ -20,9 +20,6 @@ TARGETS = [
     ("h100", 2, "int4", "llama"),
     *((target, tp, "none", "experts") for target, tp in (("h100", 1), ("h100", 2), ("v5e", 1))),
 ]
-WRITTEN_OUT = {"target": "h100", "tp": 1, "scheme": "none", "model": "experts"}
-"""With one row XLA multiplies the matrix of attention's output by the token, in memory, and adds up
-then."""
 PAGES = "bf16[4097,16,4,128]{3,2,1,0:T(8,128)(2,1)"
 COPY = f"  %copy.1 = {PAGES}}} copy(%param.7)"
 FETCH = f"  %copy-start.1 = ({PAGES}S(1)}}, {PAGES}}}, u32[]{{:S(2)}}) copy-start(%param.7)"
@@ -59,13 +56,15 @@ def of_kind(compiled: dict[str, Any], kind: str) -> dict[str, Any]:
     """Those that are not the model's are compiled with one of the models."""
     found = {name: told for name, told in compiled["programs"].items() if told["kind"] == kind}
     is_plain = (compiled["scheme"], compiled["model"]) == ("none", "llama")
-    assert bool(found) == (kind == "forward" or is_plain)
+    assert bool(found) == (kind in ("forward", "chain") or is_plain)
     return found
 
 
 def test_pages_are_written_in_place(compiled: dict[str, Any]) -> None:
     for name, told in of_kind(compiled, "forward").items():
         assert told["in_place"] == compiled["kv_bytes"], name
+    for name, told in of_kind(compiled, "chain").items():
+        assert told["in_place"] > compiled["kv_bytes"], name  # what slots drew last, too
 
 
 def test_nothing_large_is_copied(compiled: dict[str, Any]) -> None:
@@ -94,20 +93,25 @@ def test_the_kernels_of_the_device_are_used(compiled: dict[str, Any]) -> None:
 
 
 def test_a_step_is_one_command_buffer(compiled: dict[str, Any]) -> None:
-    """And so is the draw after it."""
+    """And so is the draw after it, and a round of a chain with its draws."""
     if compiled["target"] != "h100":
         pytest.skip("there are none on a TPU")
     for name, told in (of_kind(compiled, "forward") | of_kind(compiled, "draw")).items():
         assert told["thunks"] == ["kCommandBuffer"], name
+    for name, told in of_kind(compiled, "chain").items():
+        assert told["thunks"] == ["kCommandBuffer", "kWhile"], name
+        assert told["rounds"] == ["kCommandBuffer"], name
 
 
 def test_no_matrix_is_written_out_in_memory(compiled: dict[str, Any]) -> None:
-    """Neither widened, where it is quantised, nor copied by whatever name. A step of one token per
-    row needs little memory otherwise."""
-    is_known = compiled.items() >= WRITTEN_OUT.items()
+    """Neither widened, where it is quantised, nor turned for the loop of a chain, nor copied by
+    whatever name. A step of one token per row needs little memory otherwise."""
+    smallest = 16 * MIB
     for name, told in of_kind(compiled, "forward").items():
-        if "decode" in name and not (is_known and name == "forward_decode_1x1"):
-            assert told["temporary"] < 16 * MIB, name  # as much as the smallest matrix takes
+        if "decode" in name:
+            assert told["temporary"] < smallest, name
+    for name, told in of_kind(compiled, "chain").items():
+        assert told["temporary"] < smallest + compiled["logits_bytes"], name
 
 
 def test_a_large_copy_is_noticed() -> None:
