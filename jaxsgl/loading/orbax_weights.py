@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,17 @@ from jaxsgl.loading.model_tensors import check_tensors
 from jaxsgl.models.model_config import ModelConfig
 from jaxsgl.models.quantization.family import named_weights
 from jaxsgl.models.quantization.matrix import QuantizedMatrix
+from jaxsgl.models.read_ahead import Job, reading_ahead
 from jaxsgl.models.sharding import Layout
 from jaxsgl.models.sharding_rules import MEGATRON
 from jaxsgl.models.weights import (
+    READ_AHEAD_BYTES,
     Model,
     ModelClass,
     TensorSource,
     load_order,
     num_bytes,
+    passing_bytes,
     repeat_kv_heads,
     set_values,
     weight_bytes,
@@ -42,6 +46,13 @@ from jaxsgl.models.weights import (
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all, as the model keeps them."""
+Named = tuple[str, nnx.Param]
+"""A weight after its name."""
+
+BATCH_BYTES = 2**29
+"""Of weights that are restored by one call, unless a single one has more."""
+NUM_RESTORED = 2
+"""Batches: one on its way from the files while another is placed."""
 
 
 def save_weights(
@@ -88,7 +99,7 @@ def restore_weights(
 ) -> Model:
     """A model with every weight read from `path` to where `layout` wants it, in `dtype`.
 
-    One weight is read at a time, the largest first, each device's share by itself; only merged
+    A few weights are read at a time, the largest first, each device's share by itself; only merged
     matrices whose kv heads the layout repeats are on the host as a whole. Raises CheckpointError,
     one line that names the weight, for files that do not hold this model.
     """
@@ -101,14 +112,49 @@ def restore_weights(
             found = _found_shapes(checkpointer, path)
         check_tensors(found, stored_shapes, str(path))
         total, done = num_bytes(model), 0
-        for name, weight in weights:
-            repeat = 1 if weight.shape == stored_shapes[name] else layout.kv_repeat
-            with _reading(path, name):
-                restored = _restore(checkpointer, path, name, weight, layout, repeat)
-            set_values(weight, restored, layout)
-            done += weight_bytes(weight)
-            progress(done, total)
+        restore = functools.partial(_restore, checkpointer, path, layout, stored_shapes)
+        batches = list(_batches(weights))
+        jobs = [Job(_host_bytes(batch), functools.partial(restore, batch)) for batch in batches]
+        with reading_ahead(jobs, _max_ahead_bytes(model, layout), NUM_RESTORED) as next_batch:
+            for batch in batches:
+                restored = next_batch()
+                for name, weight in batch:
+                    set_values(weight, restored.pop(name), layout)
+                    done += weight_bytes(weight)
+                    progress(done, total)
     return model
+
+
+def _max_ahead_bytes(model: Model, layout: Layout) -> int:
+    """Processes of a mesh have to restore the same at the same time. What is to be quantised takes
+    too much of a device before it is."""
+    quantized = any(_is_quantized(weight) for _, weight in named_weights(model))
+    return 0 if quantized or layout.mesh.is_multi_process else READ_AHEAD_BYTES
+
+
+def _host_bytes(batch: list[Named]) -> int:
+    """What comes from files, and what is made of it."""
+    return 2 * sum(weight_bytes(weight) for _, weight in batch)
+
+
+def _batches(weights: list[Named]) -> Iterator[list[Named]]:
+    """What to restore together: one by one, weights take as long to look up as to read.
+
+    NUM_RESTORED batches together take no more of a device than loading the first weight takes for
+    a moment anyway (see `loading_bytes`), which a matrix to be quantised does alone.
+    """
+    batch: list[Named] = []
+    num_bytes = max_bytes = 0
+    for name, weight in weights:
+        num_bytes += weight_bytes(weight)
+        if not batch or num_bytes > max_bytes or _is_quantized(weight):
+            if batch:
+                yield batch
+            batch, num_bytes = [], weight_bytes(weight)
+            passing = 0 if _is_quantized(weight) else passing_bytes(math.prod(weight.shape))
+            max_bytes = min(BATCH_BYTES, passing // NUM_RESTORED)
+        batch.append((name, weight))
+    yield batch
 
 
 def _found_shapes(checkpointer: ocp.Checkpointer, path: Path) -> dict[str, tuple[int, ...]]:
@@ -121,24 +167,44 @@ def _found_shapes(checkpointer: ocp.Checkpointer, path: Path) -> dict[str, tuple
 def _restore(
     checkpointer: ocp.Checkpointer,
     path: Path,
-    name: str,
-    weight: nnx.Param,
     layout: Layout,
-    kv_repeat: int,
-) -> jax.Array | np.ndarray[Any, Any]:
-    """The values of one weight, if they can be on the mesh; the others are left unread."""
-    quantized = isinstance(weight.get_value(), QuantizedMatrix)
-    dtype = np.dtype(np.float32) if quantized else weight.dtype
-    sharding = layout.sharding(*weight.get_metadata("logical_axes"))
-    if kv_repeat == 1:
-        how = ocp.ArrayRestoreArgs(dtype=dtype, sharding=sharding)
-    else:
-        how = ocp.RestoreArgs(dtype=dtype, restore_type=np.ndarray)
-    wanted = ocp.args.PyTreeRestore(item={name: 0}, restore_args={name: how}, partial_restore=True)
-    restored = checkpointer.restore(path.absolute(), wanted)[name]
-    if kv_repeat > 1:
-        restored = repeat_kv_heads(restored, kv_repeat)
+    stored_shapes: Mapping[str, tuple[int, ...]],
+    batch: list[Named],
+) -> dict[str, Any]:
+    """The values of some weights by name, on the mesh if they can be; the others are left
+    unread."""
+    how = {
+        name: _restore_args(weight, layout, repeated=weight.shape != stored_shapes[name])
+        for name, weight in batch
+    }
+    wanted = ocp.args.PyTreeRestore(
+        item=dict.fromkeys(how, 0), restore_args=how, partial_restore=True
+    )
+    try:
+        restored = checkpointer.restore(path.absolute(), wanted)
+    except Exception as error:  # As in `_reading`.
+        if len(batch) > 1:
+            # Alone, the one that cannot be read says which it is.
+            for each in batch:
+                _restore(checkpointer, path, layout, stored_shapes, [each])
+        names = ", ".join(how)
+        raise CheckpointError(f"{path}: cannot read {names}: {_one_line(error)}") from error
+    for name, weight in batch:
+        if weight.shape != stored_shapes[name]:
+            restored[name] = repeat_kv_heads(restored[name], layout.kv_repeat)
     return restored
+
+
+def _restore_args(weight: nnx.Param, layout: Layout, *, repeated: bool) -> ocp.RestoreArgs:
+    dtype = np.dtype(np.float32) if _is_quantized(weight) else weight.dtype
+    if repeated:
+        return ocp.RestoreArgs(dtype=dtype, restore_type=np.ndarray)
+    sharding = layout.sharding(*weight.get_metadata("logical_axes"))
+    return ocp.ArrayRestoreArgs(dtype=dtype, sharding=sharding)
+
+
+def _is_quantized(weight: nnx.Param) -> bool:
+    return isinstance(weight.get_value(), QuantizedMatrix)
 
 
 def _pieces(weight: nnx.Param) -> NamedSharding:

@@ -17,6 +17,7 @@ from jaxsgl.loading.model_tensors import check_tensors, expected_shapes
 from jaxsgl.loading.packed_tensors import PackedMatrix, take_packed
 from jaxsgl.loading.quantization_config import read_quantization
 from jaxsgl.loading.safetensors_file import (
+    FLOAT32,
     check_weight,
     read_safetensors_header,
     read_safetensors_tensor,
@@ -67,19 +68,20 @@ class SafetensorsCheckpoint:
     def names(self) -> tuple[str, ...]:
         return tuple(expected_shapes(self.config))
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
+    def tensor(self, name: str, dtype: np.dtype[Any] = FLOAT32) -> NDArray[Any]:
+        """A tensor in `dtype` if that is its type in the file, or else in float32."""
         if name in self._packed:
             return widened(self._packed[name].codes())
         path, tensor = self._tensors[name]
-        return read_safetensors_tensor(path, tensor)
+        return read_safetensors_tensor(path, tensor, dtype)
 
-    def stored(self, name: str) -> NDArray[Any]:
+    def stored(self, name: str, dtype: np.dtype[Any] = FLOAT32) -> NDArray[Any]:
         """A tensor as `tensor` returns it, or the codes of a quantised matrix. Those of experts are
         of one kind."""
         assert self.quantization is not None
         if name in self._packed and (EXPERTS not in name or self.quantization.has_experts):
             return self._packed[name].codes()
-        return self.tensor(name)
+        return self.tensor(name, dtype)
 
 
 def _find_tensors(folder: Path) -> dict[str, tuple[Path, StoredTensor[str]]]:

@@ -1,4 +1,4 @@
-"""A safetensors file: its checked header, and its tensors as float32 one at a time.
+"""A safetensors file: its checked header, and its tensors one at a time.
 
 Every length and offset is compared with the size of the file before anything is allocated for it.
 Format: https://github.com/huggingface/safetensors#format
@@ -11,11 +11,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxsgl.loading.errors import CheckpointError
-from jaxsgl.loading.tensor_data import StoredTensor, read_float32, read_values
+from jaxsgl.loading.tensor_data import StoredTensor, read_float32, read_plain
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -40,7 +41,13 @@ VALUE_BYTES = {
     "U64": 8,
 }
 """Bytes per value of each type the format knows."""
-_NUMPY_WEIGHTS = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_WEIGHT_TYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+FLOAT32 = np.dtype(np.float32)
 
 
 def read_safetensors_header(path: Path) -> dict[str, StoredTensor[str]]:
@@ -92,26 +99,31 @@ def parse_header(header: bytes, file_bytes: int, file: str) -> dict[str, StoredT
 
 def check_weight(tensor: StoredTensor[str], file: str) -> None:
     """Raise CheckpointError if the values of `tensor` are not floating-point numbers we read."""
-    if tensor.kind not in _NUMPY_WEIGHTS and tensor.kind != "BF16":
+    if tensor.kind not in _WEIGHT_TYPES:
         raise CheckpointError(
             f"{file}: {tensor.name!a} has type {tensor.kind}, which is unsupported"
         )
 
 
-def read_safetensors_tensor(path: Path, tensor: StoredTensor[str]) -> NDArray[np.float32]:
-    """Return the values of a tensor that `check_weight` accepts, in memory of their own."""
+def read_safetensors_tensor(
+    path: Path, tensor: StoredTensor[str], wanted: np.dtype[Any] = FLOAT32
+) -> NDArray[Any]:
+    """Return the values of a tensor that `check_weight` accepts, in memory of their own: as they
+    are if they have the type `wanted`, or else as float32."""
+    stored = _WEIGHT_TYPES[tensor.kind]
+    if stored in (wanted, FLOAT32):
+        return read_plain(path, tensor, stored)
     if tensor.kind == "BF16":
-        return read_float32(path, tensor, 2, _from_bfloat16)
-    dtype = _NUMPY_WEIGHTS[tensor.kind]
+        return read_float32(path, tensor, stored.itemsize, _from_bfloat16)
     return read_float32(
-        path, tensor, dtype.itemsize, lambda raw: raw.view(dtype).astype(np.float32, copy=False)
+        path, tensor, stored.itemsize, lambda raw: raw.view(stored).astype(np.float32)
     )
 
 
 def read_safetensors_raw(path: Path, tensor: StoredTensor[str]) -> NDArray[Any]:
     """Return int32 values, or single bytes, as they are."""
     dtype = np.dtype("<i4") if tensor.kind == "I32" else np.dtype(np.uint8)
-    return read_values(path, tensor, dtype.itemsize, dtype, lambda raw: raw.view(dtype))
+    return read_plain(path, tensor, dtype)
 
 
 def _from_bfloat16(raw: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,11 +1,13 @@
 """From a checkpoint to a model on the mesh, one weight at a time.
 
 A model is first built abstract: its weights are shapes with logical axes. Then each weight is read,
-cast and placed in turn, so that the host never holds more than the largest of them.
+cast and placed in turn. A few are read ahead while others are placed, so that the host never holds
+more than the largest of them and READ_AHEAD_BYTES.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +23,22 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from jaxsgl.models.attention import AttentionKind, ForwardBatch, KVPages
+from jaxsgl.models.dummy_tensors import DummyTensors
 from jaxsgl.models.model_config import ModelConfig
 from jaxsgl.models.quantization.codes import CodeStack, scheme_of, widened
 from jaxsgl.models.quantization.matrix import QuantizedMatrix
 from jaxsgl.models.quantization.placing import placed_codes
 from jaxsgl.models.quantization.rounding import quantize
+from jaxsgl.models.read_ahead import Job, reading_ahead
 from jaxsgl.models.sharding import GATHERED, Layout, placed
 
-Values = NDArray[np.float32] | jax.Array
-"""Float32 values of a weight, on the host or on a device."""
+Values = NDArray[Any] | jax.Array
+"""Values of a weight, on the host or on a device: float32, or of the model's type if the checkpoint
+has them so. Models only move them, so that one rounding to the model's type is the last thing that
+happens to them. Codes of a quantised matrix stand for values, too."""
+
+READ_AHEAD_BYTES = 2**31
+NUM_READERS = 4
 
 
 class TensorSource(Protocol):
@@ -119,19 +128,22 @@ def at_hand[M: nnx.Module](module: M, x: jax.Array, layout: Layout) -> tuple[M, 
     return nnx.merge(graph, jax.tree.unflatten(structure, fetched)), layout.constrain(x)
 
 
+def as_declared(weight: nnx.Param, values: Values) -> Values:
+    """Values as `set_values` takes them: of a weight that is no quantised matrix, in its type."""
+    if isinstance(weight.get_value(), QuantizedMatrix):
+        return values
+    if scheme_of(values) is not None:
+        values = widened(values)  # pyright: ignore[reportArgumentType]
+    return values if values.dtype == weight.dtype else values.astype(weight.dtype)
+
+
 def set_values(weight: nnx.Param, values: Values, layout: Layout) -> None:
     """Give a weight its values, on the mesh, in the form that it was declared or quantised in."""
     target = weight.get_value()
-    if scheme_of(values) is not None:
-        if isinstance(target, QuantizedMatrix):
-            weight.set_value(placed_codes(values, target))  # pyright: ignore[reportArgumentType]
-            return
-        values = widened(values)  # pyright: ignore[reportArgumentType]
     if isinstance(target, QuantizedMatrix):
-        weight.set_value(quantize(values, target))  # pyright: ignore[reportArgumentType]
+        place = quantize if scheme_of(values) is None else placed_codes
+        weight.set_value(place(values, target))  # pyright: ignore[reportArgumentType]
         return
-    if values.dtype != weight.dtype:
-        values = values.astype(weight.dtype)
     # A backend may read the host's memory until the copy is done; then it can be reused.
     weight.set_value(placed(values, placement(weight, layout)).block_until_ready())
 
@@ -204,8 +216,14 @@ def loading_bytes(model: Model, layout: Layout) -> int:
         sharding = layout.sharding(*weight.get_metadata("logical_axes"))
         num_values = math.prod(sharding.shard_shape(weight.shape))
         num_placed += _own_bytes(weight, layout)
-        most = max(most, num_placed + 2 * num_values * np.dtype(np.float32).itemsize)
+        most = max(most, num_placed + passing_bytes(num_values))
     return max(0, most - num_placed)
+
+
+def passing_bytes(num_values: int) -> int:
+    """What a weight takes at most on its way: in float32, twice where tensors are merged or put
+    into another order."""
+    return 2 * num_values * np.dtype(np.float32).itemsize
 
 
 def repeat_kv_heads(merged: Any, repeat: int) -> Any:
@@ -241,19 +259,30 @@ def load_weights(
 ) -> Model:
     """A model with every weight on the mesh as `layout` says, in `dtype`. The largest come first.
 
+    Other threads read ahead, unless `tensors` are made on devices, whose memory that would take.
+    All have ended when this returns or raises.
+
     `progress` is called with bytes placed and bytes in all, as the model keeps them.
     Raises what `tensors` raises, and ValueError for a tensor of another shape than the model's.
     """
     model = model_class(config, layout, dtype)
     total, done = num_bytes(model), 0
     weights = sorted(model.host_weights(tensors), key=lambda each: load_order(each[0]))
-    for weight, read in weights:
-        values = read()
-        if values.shape != weight.shape:
-            raise ValueError(f"a weight of shape {values.shape} where {weight.shape} was expected")
-        set_values(weight, values, layout)
-        # Or it would stay in memory while the next one is read.
-        del values
-        done += weight_bytes(weight)
-        progress(done, total)
+    jobs = [
+        Job(passing_bytes(math.prod(weight.shape)), functools.partial(_read, weight, read))
+        for weight, read in weights
+    ]
+    max_bytes = 0 if isinstance(tensors, DummyTensors) else READ_AHEAD_BYTES
+    with reading_ahead(jobs, max_bytes, NUM_READERS) as next_values:
+        for weight, _ in weights:
+            set_values(weight, next_values(), layout)
+            done += weight_bytes(weight)
+            progress(done, total)
     return model
+
+
+def _read(weight: nnx.Param, read: Callable[[], Values]) -> Values:
+    values = read()
+    if values.shape != weight.shape:
+        raise ValueError(f"a weight of shape {values.shape} where {weight.shape} was expected")
+    return as_declared(weight, values)

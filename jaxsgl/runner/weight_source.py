@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from jax.typing import DTypeLike
 
 from jaxsgl.config import ConfigError
@@ -56,16 +58,20 @@ class WeightForm:
         tensors: TensorSource = checkpoint
         if isinstance(checkpoint, DummyCheckpoint):
             tensors = DummyTensors(checkpoint, layout.mesh)
-        elif isinstance(checkpoint, SafetensorsCheckpoint) and self.stored is not None:
-            tensors = _StoredTensors(checkpoint)
+        elif isinstance(checkpoint, SafetensorsCheckpoint):
+            tensors = _FileTensors(checkpoint, dtype, with_codes=self.stored is not None)
         return load_weights(self.family, checkpoint.config, tensors, layout, dtype, progress)
 
 
-class _StoredTensors:
-    """A `TensorSource` of what is in the files, codes and all."""
+class _FileTensors:
+    """A `TensorSource` of what is in the files: numbers that are of `dtype` there stay so, and
+    matrices `with_codes` are their codes."""
 
-    def __init__(self, checkpoint: SafetensorsCheckpoint) -> None:
-        self.tensor = checkpoint.stored
+    def __init__(
+        self, checkpoint: SafetensorsCheckpoint, dtype: DTypeLike, *, with_codes: bool
+    ) -> None:
+        read = checkpoint.stored if with_codes else checkpoint.tensor
+        self.tensor = functools.partial(read, dtype=np.dtype(dtype))
 
 
 def choose_form(quantization: str | None, checkpoint: ModelSource | OrbaxCheckpoint) -> WeightForm:

@@ -1,4 +1,4 @@
-"""Loading holds one tensor at a time, beside what has reached the device."""
+"""Loading holds a few tensors at a time, beside what has reached the device."""
 
 from __future__ import annotations
 

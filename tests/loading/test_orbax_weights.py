@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import logging
 import math
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +19,13 @@ import orbax.checkpoint as ocp
 import pytest
 from numpy.typing import NDArray
 
+from jaxsgl.loading import orbax_weights
 from jaxsgl.loading.errors import CheckpointError
 from jaxsgl.loading.model_tensors import expected_shapes
 from jaxsgl.loading.orbax_checkpoint import FORMAT_VERSION
 from jaxsgl.loading.orbax_weights import restore_weights, save_weights
 from jaxsgl.models.llama import Llama
+from jaxsgl.models.quantization.family import named_weights, quantized_family
 from jaxsgl.models.sharding import resolve_layout
 from tests.loading.orbax_mesh_child import SHAPES
 from tests.models.tiny import RandomModel, one_device_mesh, tiny_config
@@ -84,6 +90,75 @@ def test_the_largest_weights_are_restored_first(saved: Path) -> None:
     )
     sizes = np.diff(reports).tolist()
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 3
+
+
+@dataclasses.dataclass
+class Calls:
+    """What Orbax was asked for: names in each call, and threads."""
+
+    names: list[list[str]] = dataclasses.field(default_factory=list)
+    threads: set[threading.Thread] = dataclasses.field(default_factory=set)
+    unreadable: str = ""
+    """A weight for which a call fails."""
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    calls, restore = Calls(), ocp.Checkpointer.restore
+
+    def recorded(checkpointer: ocp.Checkpointer, path: Path, wanted: Any) -> Any:
+        calls.names.append(list(wanted.item))
+        calls.threads.add(threading.current_thread())
+        if calls.unreadable in wanted.item:
+            raise ValueError("a chunk is missing")
+        return restore(checkpointer, path, wanted)
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", recorded)
+    return calls
+
+
+def restore(path: Path, family: Any = Llama, dtype: Any = jnp.float32) -> Any:
+    return restore_weights(path, family, CONFIG, resolve_layout(CONFIG, one_device_mesh()), dtype)
+
+
+def test_weights_are_restored_together_as_far_as_memory_allows(saved: Path, calls: Calls) -> None:
+    model = restore(saved, dtype=jnp.bfloat16)
+    sizes = {name: math.prod(weight.shape) for name, weight in named_weights(model)}
+    assert sorted(itertools.chain(*calls.names)) == sorted(sizes)
+    assert len(calls.names) < len(sizes)
+    # In the order that they were asked for; two calls may overlap.
+    for batch in calls.names:
+        of_batch = [sizes[name] for name in batch]
+        assert of_batch == sorted(of_batch, reverse=True)
+        # Two batches in bfloat16 against the first weight in float32, twice.
+        assert 2 * 2 * sum(of_batch) <= 2 * 4 * of_batch[0]
+
+
+def test_large_weights_are_restored_one_by_one(
+    saved: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orbax_weights, "BATCH_BYTES", 1)
+    restore(saved)
+    assert all(len(batch) == 1 for batch in calls.names)
+
+
+def test_what_is_to_be_quantised_is_restored_alone_and_not_ahead(saved: Path, calls: Calls) -> None:
+    restore(saved, quantized_family(Llama, "int8", None), jnp.bfloat16)
+    quantised = [batch for batch in calls.names if any("layers" in name for name in batch)]
+    assert len(quantised) == 4 * CONFIG.num_layers
+    assert all(len(batch) == 1 for batch in quantised)
+    assert calls.threads == {threading.current_thread()}
+
+
+def test_a_weight_that_cannot_be_read_is_named_and_nothing_left_running(
+    saved: Path, calls: Calls
+) -> None:
+    calls.unreadable = "layers.1.attention.out"
+    message = f"^{saved}: cannot read layers.1.attention.out: a chunk is missing$"
+    with pytest.raises(CheckpointError, match=message):
+        restore(saved, dtype=jnp.bfloat16)
+    assert any(len(batch) > 1 and calls.unreadable in batch for batch in calls.names)
+    assert not [each for each in threading.enumerate() if each.name.startswith("read-ahead")]
 
 
 def test_orbax_alone_reads_what_was_saved(saved: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from jaxsgl.loading.safetensors_file import (
     read_safetensors_header,
     read_safetensors_tensor,
 )
-from jaxsgl.loading.tensor_data import PIECE_BYTES
+from jaxsgl.loading.tensor_data import NUM_STREAMS, PIECE_BYTES, STREAM_BYTES
 from tests.loading.mutations import mutated
 
 
@@ -43,6 +45,41 @@ def test_reads_what_the_safetensors_package_writes(tmp_path: Path, dtype: Any) -
         tensor = read_safetensors_tensor(path, tensors[name])
         assert tensor.dtype == np.float32
         np.testing.assert_array_equal(tensor, expected.astype(np.float32), err_msg=name)
+
+
+STORED = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]
+
+
+@pytest.mark.parametrize("wanted", STORED[:2] + STORED[3:])
+@pytest.mark.parametrize("stored", STORED)
+def test_only_what_is_wanted_in_its_own_type_is_read_in_it(
+    tmp_path: Path, stored: Any, wanted: Any
+) -> None:
+    """In several streams: the first and last values of each would show a wrong place."""
+    num_values = NUM_STREAMS * STREAM_BYTES // np.dtype(stored).itemsize + 3
+    values = np.random.default_rng(0).standard_normal(num_values, np.float32).astype(stored)
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": values}, path)
+    tensor = read_safetensors_header(path)["weight"]
+    read = read_safetensors_tensor(path, tensor, np.dtype(wanted))
+    assert read.dtype == (stored if stored == wanted else np.float32)
+    np.testing.assert_array_equal(read, values.astype(read.dtype))
+
+
+@pytest.mark.parametrize("wanted", [np.float32, ml_dtypes.bfloat16])
+def test_a_large_tensor_that_became_shorter_is_refused_and_no_thread_left(
+    tmp_path: Path, wanted: Any
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": np.zeros(2 * STREAM_BYTES, ml_dtypes.bfloat16)}, path)
+    tensor = read_safetensors_header(path)["weight"]
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: 'weight' is cut short"):
+        read_safetensors_tensor(path, tensor, np.dtype(wanted))
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: 'weight': No such file"):
+        read_safetensors_tensor(path, tensor, np.dtype(wanted))
+    assert not [each for each in threading.enumerate() if each.name.startswith("stream")]
 
 
 def entry(dtype: Any = "F32", shape: Any = (4,), offsets: Any = (0, 16)) -> dict[str, Any]:

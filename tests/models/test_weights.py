@@ -1,3 +1,4 @@
+import threading
 import weakref
 
 import jax
@@ -6,6 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxsgl.loading.errors import CheckpointError
+from jaxsgl.loading.model_tensors import expected_shapes
+from jaxsgl.models import weights
+from jaxsgl.models.dummy_tensors import DummyTensors
 from jaxsgl.models.llama import Llama
 from jaxsgl.models.sharding import Layout, resolve_layout
 from jaxsgl.models.weights import load_weights
@@ -21,12 +26,15 @@ class CountingSource(RandomModel):
         super().__init__(config)
         object.__setattr__(self, "alive", {})
         object.__setattr__(self, "peak_bytes", 0)
+        object.__setattr__(self, "lock", threading.RLock())  # A tensor may go while one is counted.
 
     def tensor(self, name):
         tensor = super().tensor(name)
-        self.alive[name] = tensor.nbytes
-        weakref.finalize(tensor, self.alive.pop, name)
-        object.__setattr__(self, "peak_bytes", max(self.peak_bytes, sum(self.alive.values())))
+        with self.lock:
+            self.alive[name] = tensor.nbytes
+            weakref.finalize(tensor, self.alive.pop, name)
+            alive_bytes = sum(list(self.alive.values()))
+            object.__setattr__(self, "peak_bytes", max(self.peak_bytes, alive_bytes))
         return tensor
 
 
@@ -84,13 +92,68 @@ def test_repeated_kv_heads_serve_their_own_query_heads():
         np.testing.assert_array_equal(qkv[q_head, 1], k[q_head // 2])
 
 
-def test_the_host_holds_no_more_than_one_weight_at_a_time():
+LARGEST_BYTES = 2 * 96 * 64 * 4
+"""Gate and up, which lie in one weight, in float32."""
+
+
+@pytest.mark.parametrize("ahead_bytes", [0, 2 * LARGEST_BYTES, 4 * LARGEST_BYTES])
+def test_the_host_holds_no_more_than_one_weight_and_what_is_ahead(monkeypatch, ahead_bytes):
+    monkeypatch.setattr(weights, "READ_AHEAD_BYTES", ahead_bytes)
     source = CountingSource(tiny_config(num_layers=8))
     # In float32 a CPU device may adopt the host's memory as its own.
     load(source, jnp.bfloat16)
-    largest_bytes = 2 * 96 * 64 * 4  # gate and up, which lie in one weight
-    assert source.peak_bytes == largest_bytes
+    assert LARGEST_BYTES <= source.peak_bytes <= LARGEST_BYTES + ahead_bytes
     assert not source.alive
+
+
+def test_weights_are_read_while_others_are_placed():
+    """Of two layers' matrices, the first is not there before the second is asked for."""
+    second = "model.layers.1.mlp.up_proj.weight"
+
+    class Waiting(RandomModel):
+        def tensor(self, name):
+            if name == second:
+                asked.set()
+            elif name == "model.layers.0.mlp.up_proj.weight":
+                assert asked.wait(10.0)
+            return super().tensor(name)
+
+    asked = threading.Event()
+    load(Waiting(tiny_config()))
+
+
+def test_an_error_of_a_reading_thread_is_the_load_s():
+    failure = CheckpointError("model.safetensors: 'model.norm.weight' is cut short")
+
+    class CutShort(RandomModel):
+        def tensor(self, name):
+            if name == "model.norm.weight":
+                raise failure
+            return super().tensor(name)
+
+    with pytest.raises(CheckpointError) as caught:
+        load(CutShort(tiny_config()))
+    assert caught.value is failure
+    assert not [each for each in threading.enumerate() if each.name.startswith("read-ahead")]
+
+
+def test_what_is_made_on_devices_is_not_made_ahead():
+    threads = set()
+
+    class Drawn:
+        """Gives values by name to `DummyTensors`, and notes who asked."""
+
+        def shape(self, name):
+            return expected_shapes(UNTIED)[name]
+
+        def drawn(self, name):
+            threads.add(threading.current_thread())
+            return np.ones(7, np.float32)
+
+    layout = resolve_layout(UNTIED, one_device_mesh())
+    tensors = DummyTensors(Drawn(), layout.mesh)
+    load_weights(Llama, UNTIED, tensors, layout, jnp.bfloat16)
+    assert threads == {threading.current_thread()}
 
 
 def test_a_tensor_of_the_wrong_shape_is_refused():
