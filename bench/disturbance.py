@@ -66,6 +66,8 @@ class Disturbance:
         while not all(len(record.event_s) > 1 for record in self._sent):
             if any(record.error is not None for record in self._sent):
                 raise RuntimeError(next(r.detail for r in self._sent if r.error is not None))
+            if any(record.end_s is not None for record in self._sent):
+                raise RuntimeError("an answer ended before all had begun; ask for longer ones")
             await asyncio.sleep(POLL_S)
         await asyncio.sleep(QUIET_S)
 
@@ -94,11 +96,18 @@ class Disturbance:
         if record.error is not None:
             raise RuntimeError(record.detail)
         end_s = self._clock.now_s()
+        await self._all_go_on(streams, end_s)
         return {
             "first_token_s": end_s - begin_s,
             "gap_ms_before": _gaps_ms(streams, begin_s - QUIET_S, begin_s),
             "gap_ms_meanwhile": _gaps_ms(streams, begin_s, end_s),
         }
+
+    async def _all_go_on(self, streams: Sequence[Record], after_s: float) -> None:
+        while True:
+            if all(_goes_on(record, after_s) for record in streams):
+                return
+            await asyncio.sleep(POLL_S)
 
     async def reshard(self, mesh: str) -> dict[str, Any]:
         """A move to another mesh."""
@@ -108,10 +117,7 @@ class Disturbance:
             if response.status != 200:
                 raise RuntimeError(f"{response.status}: {answer}")
         end_s = self._clock.now_s()
-        while True:
-            if all(_goes_on(record, end_s) for record in self._sent):
-                break
-            await asyncio.sleep(POLL_S)
+        await self._all_go_on(self._sent, end_s)
         await asyncio.sleep(AFTER_S)
         return {
             "call_s": end_s - begin_s,
@@ -135,12 +141,12 @@ def _goes_on(record: Record, after_s: float) -> bool:
 
 
 def _gaps_ms(records: Sequence[Record], begin_s: float, end_s: float) -> dict[str, float]:
-    """Of gaps that end within that time."""
+    """Of gaps that lie within that time, if only in part."""
     gaps = [
         1e3 * (second_s - first_s)
         for record in records
         for first_s, second_s in pairwise(record.event_s)
-        if begin_s <= second_s <= end_s
+        if begin_s <= second_s and first_s <= end_s
     ]
     return {**spread(gaps), "max": max(gaps, default=0.0)}
 

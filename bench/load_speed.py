@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import threading
@@ -108,6 +109,7 @@ def measure(config: EngineConfig) -> dict[str, Any]:
 
 def drop_cached_files() -> bool:
     """Have the system forget what it has cached of files; False if it does not let us."""
+    os.sync()  # what was just written would stay
     try:
         Path("/proc/sys/vm/drop_caches").write_text("1\n")
     except OSError:

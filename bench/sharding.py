@@ -155,8 +155,9 @@ def decode(runner: ModelRunner, num_rows: int, bench: ShardingBench, num_draws: 
     dispatch_ms: list[float] = []
     context_len = bench.input_len
     for step in range(WARM_STEPS + bench.steps + 1):
-        plan = decode_plan(runner.limits, num_rows, context_len, step, num_draws if step else 1)
-        context_len += plan.num_rounds
+        num_tokens = num_draws if step else 1
+        plan = decode_plan(runner.limits, num_rows, context_len, step, num_tokens)
+        context_len += num_tokens
         begin_s = time.perf_counter()
         in_flight.append(runner.dispatch(plan))
         dispatch_ms.append(1e3 * (time.perf_counter() - begin_s))

@@ -112,13 +112,14 @@ class EngineConfig:
         "vocab-only, fsdp, fsdp-megatron), a .toml file, or pairs like mlp=tp,vocab=tp",
         group="devices and memory",
     )
-    page_size: int = option(16, "tokens per KV page")
+    page_size: int = option(16, "tokens per KV page", low=1)
     max_total_tokens: int | None = option(
-        None, "tokens whose KV the page pool holds; default: 32768 on CPU"
+        None, "tokens whose KV the page pool holds; default: 32768 on CPU", low=1
     )
     max_num_reqs: int | None = option(
         None,
         "requests running at once; default: 16 on CPU, 256 elsewhere",
+        low=1,
         aliases=("max_running_requests",),
         group="scheduling and cache",
     )
@@ -126,7 +127,7 @@ class EngineConfig:
         1024, "requests waiting beyond those; more are refused", low=0
     )
     chunked_prefill_size: int | None = option(
-        None, "most new tokens per step; default: 256 on CPU, 8192 elsewhere"
+        None, "most new tokens per step; default: 256 on CPU, 8192 elsewhere", low=1
     )
     chunked_prefill: bool = option(True, "compute long prompts over several steps")
     mixed_chunk: bool = option(
@@ -142,6 +143,7 @@ class EngineConfig:
         "decode steps that devices do on end where no answer needs the host between them and the "
         "host is what they would wait for: tokens come so many at a time then; default: 6 on "
         "several GPUs, 1 elsewhere",
+        low=1,
     )
     schedule_policy: str = option(
         "fcfs",

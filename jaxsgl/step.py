@@ -178,11 +178,6 @@ class StepPlan:
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
-    @property
-    def num_rounds(self) -> int:
-        """Passes through the model that its rows need."""
-        return int(np.diff(self.q_start).max()) if self.mode == "chain" else 1
-
 
 @dataclass(frozen=True, slots=True)
 class StepResult:

@@ -117,7 +117,7 @@ class SchedulerActor(Service):
         """On the loop's clock; None while nobody asked for a drain."""
         self._next_check_s = 0.0
         self._num_rebuilds = 0
-        self._speed = SpeedMeter()
+        self._speed = SpeedMeter(runner.limits.chain_len)
         self._last_step_id = -1
         """Of the steps applied; -1 before the first."""
 

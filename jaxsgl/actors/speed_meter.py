@@ -22,7 +22,9 @@ class SpeedMeter:
     A step that waits behind another on the device counts from the end of that one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chain_len: int) -> None:
+        """Chains are so many decode steps each, see `StepLimits`."""
+        self._chain_len = chain_len
         self.speed = Speed()
         self._begun: deque[tuple[StepPlan, float]] = deque()
         self._last_end_s = 0.0
@@ -45,7 +47,7 @@ class SpeedMeter:
             self._prefill_tokens = kept * self._prefill_tokens + num_tokens
             prefill_token_s = self._prefill_s / self._prefill_tokens
         else:
-            each_s = elapsed_s / plan.num_rounds
+            each_s = elapsed_s / (self._chain_len if plan.mode == "chain" else 1)
             decode_s = each_s if decode_s == 0.0 else decode_s + _WEIGHT * (each_s - decode_s)
         self.speed = Speed(prefill_token_s, decode_s)
         return elapsed_s

@@ -86,39 +86,35 @@ def build_runner(
     )
 
     programs = parts.programs(abstract, layout, limits)
-    room, pages = None, ()
-    if memory is not None:
-        # Held while everything else finds its place: what is left over must lie in one piece.
-        room = _take_room(mesh, memory.steps)
-        # The arrays that pages will be, where they will be: weights would leave no piece so large.
-        pages = programs.allocate_kv()
-    with _compiling(programs, progress) as compiling:
-        model = parts.form.load(
-            checkpoint,
-            layout,
-            parts.dtype,
-            lambda done, total: progress("loading weights", done, total),
+    with contextlib.ExitStack() as held:
+        pages = held.enter_context(contextlib.ExitStack())
+        if memory is not None:
+            # Held while everything else finds its place: what is left over must lie in one piece.
+            held.callback(_take_room(mesh, memory.steps).delete)
+            # The arrays that pages will be, where they will be: weights would leave no such piece.
+            for array in programs.allocate_kv():
+                pages.callback(array.delete)
+        with _compiling(programs, progress) as compiling:
+            model = parts.form.load(
+                checkpoint,
+                layout,
+                parts.dtype,
+                lambda done, total: progress("loading weights", done, total),
+            )
+            # Choosing algorithms takes memory, and gives it all back.
+            pages.close()
+        bytes_per_step = compiling.result()
+        if memory is not None:
+            memory = dataclasses.replace(memory, num_pages=num_pages, steps=bytes_per_step)
+            log.info("memory of each device:\n%s", memory.table())
+            memory.require_room(from_margin=memory.allowance)
+        runner = ModelRunner(
+            model,
+            programs,
+            parts.source(layout),
+            _Respread(parts, limits, config),
+            forbid_recompiles=config.forbid_recompiles,
         )
-        # Choosing algorithms takes memory, and gives it all back.
-        for array in pages:
-            array.delete()
-    bytes_per_step = compiling.result()
-    if memory is not None:
-        memory = dataclasses.replace(memory, steps=bytes_per_step)
-        log.info("memory of each device:\n%s", memory.table())
-        # The pages were counted with an estimate: a step that takes a little more is no reason to
-        # refuse them.
-        memory.require_room(from_margin=memory.margin // 4)
-    respread = _Respread(parts, limits, config)
-    runner = ModelRunner(
-        model,
-        programs,
-        parts.source(layout),
-        respread,
-        forbid_recompiles=config.forbid_recompiles,
-    )
-    if room is not None:
-        room.delete()
     runner.warm_up()
     return runner
 
@@ -273,7 +269,7 @@ class _Respread:
             page=page_bytes(parts.model, layout, self._config.page_size, parts.kv_dtype),
             num_pages=limits.num_pages,
         )
-        if plan.free < 0:
+        if plan.free < -plan.allowance:
             raise OperationRefused(
                 f"the model and its {limits.num_pages} pages take {-plan.free / GIB:.2f} GiB more "
                 f"than each device has; start with a lower --max-total-tokens to spread it so"

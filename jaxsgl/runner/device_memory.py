@@ -125,7 +125,7 @@ class DeviceMemory:
             problem = self._move(programs)
             times.ended("moving weights")
             if problem is None:
-                self._allocate_kv_anyhow()
+                self._allocate_kv()
                 times.ended("allocating pages")
         except Exception as error:
             problem = _one_line(error)

@@ -56,6 +56,12 @@ class MemoryPlan:
     def _holes(self) -> int:
         return int(self.limit * HOLES_SHARE)
 
+    @property
+    def allowance(self) -> int:
+        """What steps may take of the margin: pages are counted with an estimate of them, and a step
+        that takes a little more is no reason to refuse them."""
+        return self.margin // 4
+
     def table(self) -> str:
         """The arithmetic, one line per item."""
         items = {

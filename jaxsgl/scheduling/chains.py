@@ -16,7 +16,7 @@ stream's tokens come together. Rounds that take longer keep the host waiting any
 _WEIGHT = 0.2
 """Of the latest chain in the average."""
 _FORGOTTEN_AFTER = 256
-"""Decode steps without a chain: some may have been slow by chance."""
+"""Decode steps of a size without a chain: those there were may have been slow by chance."""
 
 
 class Chains:
@@ -32,8 +32,8 @@ class Chains:
         self._max_s = min(MAX_CHAIN_S, max_itl_s or MAX_CHAIN_S)
         self._chain_s: dict[int, float] = {}
         """How long chains took, by the size of their number of rows."""
-        self._num_single = 0
-        """Decode steps since the last chain."""
+        self._num_single: dict[int, int] = {}
+        """Decode steps since the last chain of that size."""
 
     @property
     def are_there(self) -> bool:
@@ -41,22 +41,25 @@ class Chains:
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
         """A step has taken so long."""
+        size = _size(plan.num_rows)
         if plan.mode == "chain":
-            size = _size(plan.num_rows)
             known_s = self._chain_s.get(size, elapsed_s)
             self._chain_s[size] = known_s + _WEIGHT * (elapsed_s - known_s)
-            self._num_single = 0
+            self._num_single[size] = 0
         elif plan.mode != "mixed":
-            self._num_single += 1
-            if self._num_single == _FORGOTTEN_AFTER:
-                self._chain_s.clear()
+            self._num_single[size] = self._num_single.get(size, 0) + 1
+            if self._num_single[size] == _FORGOTTEN_AFTER:
+                self._chain_s.pop(size, None)
 
     def num_draws(self, rows: Sequence[Request], num_free_pages: int) -> list[int] | None:
         """How many tokens each row is to draw, or None for steps of one. Each of `rows` wants one
         token, and `draws_alone`."""
         chain_len, page_size = self._limits.chain_len, self._limits.page_size
         num_draws = [min(chain_len, request.num_undrawn) for request in rows]
-        if max(num_draws, default=1) == 1 or self._chain_s.get(_size(len(rows)), 0.0) > self._max_s:
+        # Devices go through all rounds, whoever wants their draws.
+        if 2 * max(num_draws, default=0) <= chain_len:
+            return None
+        if self._chain_s.get(_size(len(rows)), 0.0) > self._max_s:
             return None
         # Nobody is to give way to draws that could as well come one by one.
         if num_free_pages < len(rows) * math.ceil(chain_len / page_size):

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxsgl.config import ConfigError, EngineConfig
+from jaxsgl.interface import OperationFailed, Reshard
 from jaxsgl.loading.checkpoint import open_checkpoint
 from jaxsgl.loading.errors import CheckpointError
 from jaxsgl.models.llama import Llama
@@ -16,6 +17,7 @@ from jaxsgl.models.weights import device_bytes
 from jaxsgl.runner import build
 from jaxsgl.runner.buckets import make_buckets
 from jaxsgl.runner.build import build_runner, choose_backend, plan_memory, step_sizes
+from jaxsgl.runner.device_memory import DeviceMemory
 from jaxsgl.runner.kv_cache import page_bytes
 from jaxsgl.runner.memory import GIB
 from jaxsgl.runner.platform import PLATFORMS
@@ -252,6 +254,55 @@ def test_room_for_steps_and_pages_is_held_while_weights_are_loaded(tmp_path, mon
     ]
     assert alive["room"].is_deleted()
     runner.close()
+
+
+def test_a_load_that_fails_gives_back_what_was_held(tmp_path, monkeypatch):
+    """Though the error is still looked at, as a notebook does."""
+    rooms = []
+
+    def take_room(mesh, num_bytes):
+        rooms.append(jnp.zeros(num_bytes, jnp.uint8))
+        return rooms[0]
+
+    plan = dataclasses.replace(planned(), num_pages=1000, steps=1 << 20)
+    monkeypatch.setattr(build, "_given_pages", lambda *_: None)
+    monkeypatch.setattr(build, "plan_memory", lambda *_: plan)
+    monkeypatch.setattr(build, "_take_room", take_room)
+    golden = golden_model("tiny_llama")
+    torn = Torn(golden.config, golden.tensors, golden.input_ids, golden.logits)
+    before = live_bytes()
+    with pytest.raises(CheckpointError, match="torn"):
+        build_runner(small(tmp_path), torn, lambda *report: None)
+    assert rooms[0].is_deleted()
+    assert live_bytes() - before < 1 << 20
+
+
+def live_bytes():
+    return sum(array.nbytes for array in jax.live_arrays() if not array.is_deleted())
+
+
+def test_a_move_without_room_for_its_pages_leaves_the_model_where_it_was(tmp_path, monkeypatch):
+    def full():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room for pages")
+
+    model = golden_model("tiny_llama")
+    runner = build_runner(small(tmp_path), model, lambda *report: None)
+    expected = Driver(runner).generate([PROMPT], 6)
+    move = runner.prepare(Reshard(sharding_rules="replicated"))
+    with monkeypatch.context() as patched:
+        # Only the first time: those that come back fit, as they did before.
+        allocations = iter([full])
+        allocate = DeviceMemory._allocate_kv
+        patched.setattr(
+            DeviceMemory, "_allocate_kv", lambda m: next(allocations, lambda: allocate(m))()
+        )
+        with pytest.raises(OperationFailed, match="no room for pages"):
+            move()
+    assert Driver(runner).generate([PROMPT], 6) == expected
+    runner.close()
+
+
+PROMPT = [3, 1, 4, 1, 5]
 
 
 @pytest.mark.parametrize("load_format", ["dummy", "safetensors"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from jaxsgl.interface import Finish
+from jaxsgl.scheduling.chains import Chains
+from jaxsgl.scheduling.shared_prefixes import PrefixSharing
 from tests.fake_runner import expected_tokens, make_limits
 from tests.scheduling.test_scheduler import Bench
 
@@ -143,3 +147,28 @@ def run_timed(bench: Bench, times_s: list[float]) -> None:
         assert plan is not None
         bench.scheduler.apply(bench.runner.dispatch(plan).wait(), elapsed_s)
         bench.collect()
+
+
+def test_a_size_is_tried_again_though_others_have_chains() -> None:
+    chains = Chains(make_limits(chain_len=LEN), PrefixSharing(4, 0))
+    rows = [SimpleNamespace(num_undrawn=9, page_order=b"", computed=8)] * 4
+
+    def are_chained() -> bool:
+        return chains.num_draws(rows, num_free_pages=99) is not None
+
+    assert are_chained()
+    chains.observe(SimpleNamespace(mode="chain", num_rows=4), 0.5)
+    for _ in range(255):
+        chains.observe(SimpleNamespace(mode="decode", num_rows=4), 0.001)
+        chains.observe(SimpleNamespace(mode="chain", num_rows=1), 0.001)
+        assert not are_chained()
+    chains.observe(SimpleNamespace(mode="decode", num_rows=4), 0.001)
+    assert are_chained()
+
+
+def test_devices_do_not_go_through_rounds_that_nobody_wants() -> None:
+    chained = bench()
+    chained.add("a", [1], max_tokens=7, ignore_eos=True)
+    chained.run()
+    # The prompt's own draw, a chain of four, and two more.
+    assert modes(chained) == ["decode", "chain", "decode", "decode"]
