@@ -19,7 +19,7 @@ from jaxsgl.models.sharding import Layout
 from jaxsgl.models.weights import Model, placement
 from jaxsgl.runner.batch import draw_fields, forward_fields, unpack_forward
 from jaxsgl.runner.buckets import Bucket
-from jaxsgl.runner.chain import CHAIN_WRITES, chain_fields, jit_chain
+from jaxsgl.runner.chain import CHAIN_WRITES, Weights, chain_fields, jit_chain
 from jaxsgl.runner.kv_cache import kv_allocator
 from jaxsgl.runner.packing import PackedInts
 from jaxsgl.runner.platform import Platform
@@ -41,8 +41,6 @@ from jaxsgl.runner.slot_updates import (
 )
 from jaxsgl.runner.token_masks import jit_mask, mask_fields
 from jaxsgl.step import StepLimits
-
-Weights = tuple[jax.Array, ...]
 
 
 class Program(NamedTuple):

@@ -14,6 +14,7 @@ from bench import (
     overload,
     slow_readers,
 )
+from tests.loading.tiny_models import tiny_model, write_folder
 from tests.offline.local_replica import open_engine
 
 
@@ -95,9 +96,7 @@ async def test_slow_readers():
 def test_load_speed(tmp_path, capsys, monkeypatch):
     """Of a checkpoint that it writes, in several files."""
     monkeypatch.setattr(load_speed, "FILE_BYTES", 60_000)
-    shapes = tmp_path / "shapes"
-    shapes.mkdir()
-    (shapes / "config.json").write_text(json.dumps(TINY_LLAMA))
+    shapes = write_folder(tmp_path / "shapes", tiny_model())
     out, written = tmp_path / "result.json", tmp_path / "written"
     load_speed.main(["--model-path", str(shapes), "--write", str(written), "--output", str(out)])
     assert "load_gb_per_s" in capsys.readouterr().out
@@ -107,21 +106,3 @@ def test_load_speed(tmp_path, capsys, monkeypatch):
     # Twice what the files have: a CPU keeps float32.
     assert summary["weights_gb"] * 1e9 == pytest.approx(2 * sum(sizes), rel=0.1)
     assert summary["load_s"] > 0 and summary["one_stream_gb_per_s"] > 0
-
-
-TINY_LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 512,
-    "max_position_embeddings": 256,
-    "rope_theta": 10000.0,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": False,
-}
