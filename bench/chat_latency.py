@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,14 +22,19 @@ from bench.local_server import local_server, read_metrics
 from bench.prefix_cache import ChatShape, cached_share, run_chats
 from bench.results import show, spread, write_result
 
-ALL_OFF = ("--disable-radix-cache", "--disable-chunked-prefill", "--disable-overlap")
+SIDES = {
+    "everything_on": (),
+    "all_off": ("--disable-radix-cache", "--disable-chunked-prefill", "--disable-overlap"),
+}
 REPORT_PERIOD_S = 1.5
 """By then the server has reported what it held."""
 
 
 async def measure(num_chats: int, shape: ChatShape, flags: Sequence[str]) -> dict[str, Any]:
     """Start a server, run the chats against it, and end it."""
+    begin_s = time.perf_counter()
     async with local_server(*flags) as url, aiohttp.ClientSession() as session:
+        start_s = time.perf_counter() - begin_s
         # One turn of another chat, so that no measured request is the server's first.
         await run_chats(url, 1, dataclasses.replace(shape, turns=1, system_len=3), first_seed=-1)
         before = await _settled_metrics(session, url)
@@ -36,6 +42,7 @@ async def measure(num_chats: int, shape: ChatShape, flags: Sequence[str]) -> dic
         after = await _settled_metrics(session, url)
     turns = [turn for chat in chats for turn in chat]
     return {
+        "start_s": start_s,
         "turn_latency_s": spread([turn.latency_s for turn in turns]),
         "pages_held_peak": after["pages_held_peak"],
         "cached_share": cached_share(turns),
@@ -72,13 +79,13 @@ def reductions(everything_on: dict[str, Any], all_off: dict[str, Any]) -> dict[s
 
 
 async def run(num_chats: int, shape: ChatShape, flags: Sequence[str]) -> dict[str, Any]:
-    everything_on = await measure(num_chats, shape, flags)
-    all_off = await measure(num_chats, shape, [*flags, *ALL_OFF])
-    return {
-        "everything_on": everything_on,
-        "all_off": all_off,
-        **reductions(everything_on, all_off),
-    }
+    """Both sides, each printed as soon as it is measured."""
+    summary: dict[str, Any] = {}
+    for name, own in SIDES.items():
+        summary[name] = await measure(num_chats, shape, [*flags, *own])
+        print(name.replace("_", " "))
+        show({f"  {key}": value for key, value in summary[name].items()})
+    return summary | reductions(**summary)
 
 
 def main(argv: list[str]) -> None:
@@ -97,9 +104,6 @@ def main(argv: list[str]) -> None:
     shape = ChatShape(args.turns, args.system_len, args.question_len, args.answer_len)
     flags = ["--context-length", str(args.context_len), *flags]
     summary = asyncio.run(run(args.chats, shape, flags))
-    for name in ("everything_on", "all_off"):
-        print(name.replace("_", " "))
-        show({f"  {key}": value for key, value in summary[name].items()})
     show({key: value for key, value in summary.items() if key.endswith("_percent")})
     write_result(args.output, "chat_latency", vars(args) | {"flags": flags}, summary)
 

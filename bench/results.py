@@ -58,7 +58,7 @@ def show(summary: Mapping[str, Any]) -> None:
     for name, value in summary.items():
         if isinstance(value, Mapping):
             value = "  ".join(f"{key} {_short(each)}" for key, each in value.items()) or "n/a"
-        print(f"{name:{width}}  {_short(value)}")
+        print(f"{name:{width}}  {_short(value)}", flush=True)
 
 
 def _short(value: Any) -> str:

@@ -142,7 +142,7 @@ class EngineConfig:
         None,
         "decode steps that devices do on end where no answer needs the host between them and the "
         "host is what they would wait for: tokens come so many at a time then; default: 6 on "
-        "several GPUs, 1 elsewhere",
+        "several GPUs, and on one with under 12 GB of weights, 1 elsewhere",
         low=1,
     )
     schedule_policy: str = option(

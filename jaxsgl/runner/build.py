@@ -81,9 +81,8 @@ def build_runner(
     if config.nnodes > 1:
         same = dataclasses.replace(parts.model, name="")
         num_pages = agreed_pages(num_pages, f"{same} {parts.form} {parts.dtype}")
-    limits = dataclasses.replace(
-        sizes, num_pages=num_pages, chain_len=parts.platform.chain_len(config, mesh.size)
-    )
+    chain_len = parts.platform.chain_len(config, mesh.size, device_bytes(abstract, layout))
+    limits = dataclasses.replace(sizes, num_pages=num_pages, chain_len=chain_len)
 
     programs = parts.programs(abstract, layout, limits)
     with contextlib.ExitStack() as held:

@@ -16,13 +16,19 @@ CUBLAS_MIN_TOKENS = 32
 CAPTURED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,COLLECTIVES"
 """What becomes a part of the one graph that a step is launched as: XLA's own choice, and
 collectives, which would cut it in pieces."""
-NO_KERNELS_OF_ITS_OWN = ""
-"""The collectives for which XLA uses kernels of its own instead of NCCL's: none, since those cannot
-become a part of the graph."""
+NOTHING = ""
+"""As a list of kinds for XLA."""
+LAUNCHED_MIN_TOKENS = 512
+"""From so many tokens on each kernel of a step takes longer than its launch does, so that a graph
+saves nothing, and on one device they are launched one by one: the first begins at once, not after
+the milliseconds that a host needs to bring a graph of 500 up to date. With fewer tokens the
+device would wait between kernels."""
 CHAIN_LEN = 6
-"""Decode steps on end, on several GPUs. XLA records a graph that holds collectives anew in each
-program that is run, which takes the host 4 to 6 ms. Four steps on end took it 5.5 ms in all, on two
-H200 at one row."""
+"""Decode steps on end, where a GPU would wait for the host. At one row six on end took two H200
+3.60 ms each, single ones 4.17."""
+HOST_BOUND_BYTES = 12e9
+"""Of weights: as much as an H100 reads in the 3 to 4 ms that the host needs for a step. On several
+GPUs it needs 4 to 6, as XLA records a graph that holds collectives anew in each run."""
 UNWANTED_PASSES = "rematerialization,dot-strength-reduction"
 """The first computes things twice to save memory where arguments alone take most of the device's,
 as pages do; what steps need besides is little, and planned for. The second makes the product of one
@@ -70,10 +76,11 @@ class Platform:
             raise ConfigError(f"--attention-backend {asked} does not run on {self.name}; {here} do")
         return asked
 
-    def chain_len(self, config: EngineConfig, num_devices: int) -> int:
-        """Most decode steps on end, see `StepLimits.chain_len`."""
-        has_slow_graphs = self.name == "gpu" and num_devices > 1
-        return config.num_continuous_decode_steps or (CHAIN_LEN if has_slow_graphs else 1)
+    def chain_len(self, config: EngineConfig, num_devices: int, weight_bytes: int) -> int:
+        """Most decode steps on end, see `StepLimits.chain_len`, with so many bytes of weights on
+        each device."""
+        may_wait = self.name == "gpu" and (num_devices > 1 or weight_bytes < HOST_BOUND_BYTES)
+        return config.num_continuous_decode_steps or (CHAIN_LEN if may_wait else 1)
 
     def compiler_options(self, bucket: Bucket, num_devices: int) -> dict[str, Any]:
         """What XLA is told about a forward program."""
@@ -82,9 +89,12 @@ class Platform:
         options: dict[str, Any] = {"xla_disable_hlo_passes": UNWANTED_PASSES}
         if bucket.tokens_at_once >= CUBLAS_MIN_TOKENS:
             options["xla_gpu_enable_triton_gemm"] = False
+        if num_devices == 1 and bucket.tokens_at_once >= LAUNCHED_MIN_TOKENS:
+            options["xla_gpu_enable_command_buffer"] = NOTHING
         if num_devices > 1:
             options["xla_gpu_enable_command_buffer"] = CAPTURED
-            options["xla_gpu_experimental_use_collective_kernels"] = NO_KERNELS_OF_ITS_OWN
+            # XLA's own kernels for collectives cannot become a part of the graph, NCCL's can.
+            options["xla_gpu_experimental_use_collective_kernels"] = NOTHING
         return options
 
 

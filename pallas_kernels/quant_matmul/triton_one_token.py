@@ -1,15 +1,15 @@
 """One token times a quantised matrix, for Pallas-Triton: without tensor cores, which would fill
 tiles of 16 tokens and need the matrix in an order of their own.
 
-A program of one warp computes some outputs. Its threads lie along the inputs, each with a chunk of
-every row and the part of the token that belongs to it, and add up what they have at the end. Other
-programs keep a multiprocessor busy while one waits for its loads: to load a block ahead was slower.
+A program computes some outputs. Its threads lie along the inputs, each with a chunk of every row
+and the part of the token that belongs to it, and add up what they have at the end. Other programs
+keep a multiprocessor busy while one waits for its loads: to load a block ahead was slower.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,20 @@ from jax.experimental.pallas import triton as plt
 from pallas_kernels.four_bits import MIDDLE, RAISED_BY, raised_halves
 from pallas_kernels.triton_instructions import multiply_add, widened_float8
 
-TILE_OUTPUTS = 4
-"""Of a program. More would share the token's loads further, and leave multiprocessors idle."""
 CHUNK = 8
 """Bytes of a row that a thread loads at once: as many as fit its load of the token."""
-MAX_CHUNKS = 64
+CHUNKS_PER_WARP = 64
 """Of a row at a time, two for each thread."""
+
+
+class _Layout(NamedTuple):
+    tile_outputs: int
+    """Of a program. More share the token's loads further, until sums leave no registers."""
+    num_warps: int
+
+
+LAYOUTS = {8: _Layout(tile_outputs=4, num_warps=1), 4: _Layout(tile_outputs=8, num_warps=2)}
+"""By bits. Sums of four bits are one for each chunk, those of eight one for each input."""
 
 
 def one_token_matmul(
@@ -39,20 +47,21 @@ def one_token_matmul(
 ) -> jax.Array:
     """`api.quant_matmul` with x [1, in]."""
     outputs, num_bytes = values.shape
-    chunks = _power_of_two(num_bytes // CHUNK, MAX_CHUNKS)
-    tile = _eight_bits if scales.ndim == 1 else _four_bits
+    tile, layout = (_eight_bits, LAYOUTS[8]) if scales.ndim == 1 else (_four_bits, LAYOUTS[4])
+    tile_outputs, num_warps = layout
+    chunks = _power_of_two(num_bytes // CHUNK, num_warps * CHUNKS_PER_WARP)
     matrix = [values, scales] if zeros is None else [values, scales, zeros]
 
     def whole(array: jax.Array) -> pl.BlockSpec:
         return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
 
     return pl.pallas_call(
-        functools.partial(tile, chunks=chunks, tile_outputs=TILE_OUTPUTS, interpret=interpret),
-        grid=(pl.cdiv(outputs, TILE_OUTPUTS),),
+        functools.partial(tile, chunks=chunks, tile_outputs=tile_outputs, interpret=interpret),
+        grid=(pl.cdiv(outputs, tile_outputs),),
         in_specs=[whole(array) for array in (x, *matrix)],
         out_specs=pl.BlockSpec((1, outputs), lambda _: (0, 0)),
         out_shape=jax.ShapeDtypeStruct((1, outputs), dtype),
-        compiler_params=plt.CompilerParams(num_warps=1, num_stages=1),
+        compiler_params=plt.CompilerParams(num_warps=num_warps, num_stages=1),
         interpret=interpret,
         name="one_token_matmul",
     )(x, *matrix)

@@ -67,3 +67,24 @@ def test_the_library_for_products_follows_the_rows():
 def test_collectives_are_captured_with_the_rest_of_a_step():
     options = GPU.compiler_options(Bucket("decode", 1, 1, 1), 2)
     assert "COLLECTIVES" in options["xla_gpu_enable_command_buffer"].split(",")
+
+
+def test_large_steps_of_one_device_are_launched_kernel_by_kernel():
+    small, large = Bucket("mixed", 256, 64, 64), Bucket("mixed", 512, 64, 64)
+    option = "xla_gpu_enable_command_buffer"
+    assert option not in GPU.compiler_options(small, 1)
+    assert GPU.compiler_options(large, 1)[option] == ""
+    assert GPU.compiler_options(large, 2)[option] != ""
+
+
+@pytest.mark.parametrize(
+    ("platform", "num_devices", "gigabytes", "chain_len"),
+    [(GPU, 2, 70, 6), (GPU, 1, 9, 6), (GPU, 1, 16, 1), (CPU, 2, 1, 1), (TPU, 2, 1, 1)],
+)
+def test_chains_are_for_gpus_that_would_wait_for_the_host(
+    platform, num_devices, gigabytes, chain_len
+):
+    weight_bytes = gigabytes * 10**9
+    assert platform.chain_len(EngineConfig(), num_devices, weight_bytes) == chain_len
+    asked = EngineConfig(num_continuous_decode_steps=3)
+    assert platform.chain_len(asked, num_devices, weight_bytes) == 3
