@@ -14,7 +14,7 @@ CUBLAS_MIN_TOKENS = 32
 """From so many rows on cuBLASLt's products are faster than those that XLA makes itself: by 8 % at
 64 to 128 rows, by nothing at 32."""
 CAPTURED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,COLLECTIVES"
-"""What becomes a part of the one graph that a step is launched as: XLA's own choice, and
+"""What becomes a part of the one graph that a step on several GPUs is: XLA's own choice, and
 collectives, which would cut it in pieces."""
 NOTHING = ""
 """As a list of kinds for XLA."""

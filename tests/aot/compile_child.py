@@ -61,7 +61,7 @@ LIMITS = StepLimits(
     page_size=16,
     num_slots=64,
     max_rows=64,
-    max_tokens=256,
+    max_tokens=512,
     max_logits=64,
     max_pages_per_row=256,
     vocab_size=LLAMA.vocab_size,
@@ -73,8 +73,9 @@ BUCKETS = (
     Bucket("chain", 4, 1, 4),
     Bucket("chain", 256, 64, 256),
 )
-SHARED = Bucket("shared", 64, 64, 64)
-"""On GPUs alone: no other kernels make use of prefixes that rows share."""
+GPU_BUCKETS = (Bucket("shared", 64, 64, 64), Bucket("mixed", 512, 64, 64))
+"""On GPUs alone: no other kernels make use of prefixes that rows share, and nowhere else are large
+steps launched otherwise than small ones."""
 MOST_PAGES = 550_001
 """On an H100, where they leave little of its memory, as they do in service."""
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
@@ -138,7 +139,7 @@ def main(target: str, tp: int, folder: Path, scheme: Any, name: str) -> None:
         backend = platform.backends[0]
         num_pages = tp * MOST_PAGES if target == "h100" else LIMITS.num_pages
         limits = dataclasses.replace(LIMITS, num_pages=num_pages)
-        buckets = (*BUCKETS, SHARED) if target == "h100" else BUCKETS
+        buckets = (*BUCKETS, *GPU_BUCKETS) if target == "h100" else BUCKETS
         programs = Programs(model, config, layout, limits, buckets, jnp.bfloat16, platform, backend)
         is_plain = config is LLAMA and scheme == "none"
         for call in programs.calls():

@@ -14,6 +14,7 @@ from tests.aot.compile_child import largest_copy
 
 MIB = 2**20
 MODELS = ("llama", "experts")
+LARGE = "forward_mixed_512x64"
 TARGETS = [
     *((target, tp, "none", "llama") for target in ("h100", "v5e", "v6e") for tp in (1, 2)),
     *(("h100", 1, scheme, name) for name in MODELS for scheme in ("int8", "fp8", "int4")),
@@ -93,11 +94,15 @@ def test_the_kernels_of_the_device_are_used(compiled: dict[str, Any]) -> None:
 
 
 def test_a_step_is_one_command_buffer(compiled: dict[str, Any]) -> None:
-    """And so is the draw after it, and a round of a chain with its draws."""
+    """And so is the draw after it, and a round of a chain with its draws. Only a large step of one
+    GPU is not."""
     if compiled["target"] != "h100":
         pytest.skip("there are none on a TPU")
     for name, told in (of_kind(compiled, "forward") | of_kind(compiled, "draw")).items():
-        assert told["thunks"] == ["kCommandBuffer"], name
+        if name == LARGE and compiled["tp"] == 1:
+            assert "kCommandBuffer" not in told["thunks"] and "kKernel" in told["thunks"], name
+        else:
+            assert told["thunks"] == ["kCommandBuffer"], name
     for name, told in of_kind(compiled, "chain").items():
         assert told["thunks"] == ["kCommandBuffer", "kWhile"], name
         assert told["rounds"] == ["kCommandBuffer"], name
