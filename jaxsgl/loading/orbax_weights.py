@@ -51,6 +51,9 @@ Named = tuple[str, nnx.Param]
 
 BATCH_BYTES = 2**29
 """Of weights that are restored by one call, unless a single one has more."""
+CHUNK_BYTES = 2**24
+"""Of what is written as one piece, at most: pieces are read, and put into their places, several at
+once, however large the weight."""
 NUM_RESTORED = 2
 """Batches: one on its way from the files while another is placed."""
 
@@ -84,7 +87,8 @@ def save_weights(
         progress(done, total)
     with _checkpointer() as checkpointer:
         try:
-            checkpointer.save(path.absolute(), ocp.args.PyTreeSave(arrays))
+            in_chunks = dict.fromkeys(arrays, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))
+            checkpointer.save(path.absolute(), ocp.args.PyTreeSave(arrays, in_chunks))
         except Exception as error:  # Orbax and TensorStore raise nothing more specific.
             raise OSError(_one_line(error)) from error
 

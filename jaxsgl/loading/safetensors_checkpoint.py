@@ -21,6 +21,7 @@ from jaxsgl.loading.safetensors_file import (
     check_weight,
     read_safetensors_header,
     read_safetensors_tensor,
+    type_as_read,
 )
 from jaxsgl.loading.tensor_data import StoredTensor
 from jaxsgl.models.model_config import KNOWN_ARCHITECTURES, ModelConfig
@@ -74,6 +75,14 @@ class SafetensorsCheckpoint:
             return widened(self._packed[name].codes())
         path, tensor = self._tensors[name]
         return read_safetensors_tensor(path, tensor, dtype)
+
+    def value_bytes(self, dtype: np.dtype[Any]) -> int:
+        """What a value of a matrix takes at most, as `tensor` or `stored` returns it. Vectors take
+        next to nothing, in whatever type they are."""
+        if self._packed:
+            return FLOAT32.itemsize
+        matrices = [tensor for _, tensor in self._tensors.values() if len(tensor.shape) > 1]
+        return max(type_as_read(each, dtype).itemsize for each in matrices)
 
     def stored(self, name: str, dtype: np.dtype[Any] = FLOAT32) -> NDArray[Any]:
         """A tensor as `tensor` returns it, or the codes of a quantised matrix. Those of experts are

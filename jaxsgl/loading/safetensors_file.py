@@ -105,6 +105,11 @@ def check_weight(tensor: StoredTensor[str], file: str) -> None:
         )
 
 
+def type_as_read(tensor: StoredTensor[str], wanted: np.dtype[Any]) -> np.dtype[Any]:
+    """The type of what `read_safetensors_tensor` returns."""
+    return wanted if _WEIGHT_TYPES[tensor.kind] == wanted else FLOAT32
+
+
 def read_safetensors_tensor(
     path: Path, tensor: StoredTensor[str], wanted: np.dtype[Any] = FLOAT32
 ) -> NDArray[Any]:

@@ -23,7 +23,8 @@ def reading_ahead[Result](
 
     Beside the job whose result was asked for last, those under way or done are the next ones, at
     most `num_threads` - 1 of them and `max_bytes` together. A job that was not begun ahead runs in
-    the caller's thread. At the end of the block no job runs, and those not begun never will.
+    the caller's thread, and alone: later ones would only make its result late. At the end of the
+    block no job runs, and those not begun never will.
     """
     waiting = deque(jobs)
     ahead: deque[tuple[int, Future[Result]]] = deque()
@@ -33,12 +34,19 @@ def reading_ahead[Result](
         num_bytes = sum(each for each, _ in ahead) + waiting[0].num_bytes
         return len(ahead) < num_threads - 1 and num_bytes <= max_bytes
 
-    def next_result() -> Result:
-        wanted = ahead.popleft()[1].result if ahead else waiting.popleft().run
+    def read_ahead() -> None:
         while waiting and has_room():
             job = waiting.popleft()
             ahead.append((job.num_bytes, pool.submit(job.run)))
-        return wanted()
+
+    def next_result() -> Result:
+        if not ahead:
+            result = waiting.popleft().run()
+            read_ahead()
+            return result
+        _, wanted = ahead.popleft()
+        read_ahead()
+        return wanted.result()
 
     try:
         yield next_result

@@ -39,6 +39,7 @@ happens to them. Codes of a quantised matrix stand for values, too."""
 
 READ_AHEAD_BYTES = 2**31
 NUM_READERS = 4
+FLOAT32_BYTES = np.dtype(np.float32).itemsize
 
 
 class TensorSource(Protocol):
@@ -220,10 +221,10 @@ def loading_bytes(model: Model, layout: Layout) -> int:
     return max(0, most - num_placed)
 
 
-def passing_bytes(num_values: int) -> int:
-    """What a weight takes at most on its way: in float32, twice where tensors are merged or put
-    into another order."""
-    return 2 * num_values * np.dtype(np.float32).itemsize
+def passing_bytes(num_values: int, value_bytes: int = FLOAT32_BYTES) -> int:
+    """What a weight takes at most on its way: twice, where tensors are merged or put into another
+    order."""
+    return 2 * num_values * value_bytes
 
 
 def repeat_kv_heads(merged: Any, repeat: int) -> Any:
@@ -256,20 +257,25 @@ def load_weights(
     layout: Layout,
     dtype: DTypeLike,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    value_bytes: int = FLOAT32_BYTES,
 ) -> Model:
     """A model with every weight on the mesh as `layout` says, in `dtype`. The largest come first.
 
     Other threads read ahead, unless `tensors` are made on devices, whose memory that would take.
     All have ended when this returns or raises.
 
-    `progress` is called with bytes placed and bytes in all, as the model keeps them.
+    `progress` is called with bytes placed and bytes in all, as the model keeps them. `value_bytes`
+    is what a value takes at most as `tensors` give it; how far is read ahead depends on it.
     Raises what `tensors` raises, and ValueError for a tensor of another shape than the model's.
     """
     model = model_class(config, layout, dtype)
     total, done = num_bytes(model), 0
     weights = sorted(model.host_weights(tensors), key=lambda each: load_order(each[0]))
     jobs = [
-        Job(passing_bytes(math.prod(weight.shape)), functools.partial(_read, weight, read))
+        Job(
+            passing_bytes(math.prod(weight.shape), value_bytes),
+            functools.partial(_read, weight, read),
+        )
         for weight, read in weights
     ]
     max_bytes = 0 if isinstance(tensors, DummyTensors) else READ_AHEAD_BYTES

@@ -26,7 +26,7 @@ from jaxsgl.models.quantization.family import online_head, quantized_family
 from jaxsgl.models.quantization.matrix import GROUP_SIZES
 from jaxsgl.models.registry import model_class
 from jaxsgl.models.sharding import Layout
-from jaxsgl.models.weights import Model, ModelClass, TensorSource, load_weights
+from jaxsgl.models.weights import FLOAT32_BYTES, Model, ModelClass, TensorSource, load_weights
 from jaxsgl.runner.programs import Weights, split_weights
 
 
@@ -56,11 +56,15 @@ class WeightForm:
         if isinstance(checkpoint, OrbaxCheckpoint):
             return checkpoint.restore(self.family, layout, dtype, progress)
         tensors: TensorSource = checkpoint
+        value_bytes = FLOAT32_BYTES
         if isinstance(checkpoint, DummyCheckpoint):
             tensors = DummyTensors(checkpoint, layout.mesh)
         elif isinstance(checkpoint, SafetensorsCheckpoint):
             tensors = _FileTensors(checkpoint, dtype, with_codes=self.stored is not None)
-        return load_weights(self.family, checkpoint.config, tensors, layout, dtype, progress)
+            value_bytes = checkpoint.value_bytes(np.dtype(dtype))
+        return load_weights(
+            self.family, checkpoint.config, tensors, layout, dtype, progress, value_bytes
+        )
 
 
 class _FileTensors:

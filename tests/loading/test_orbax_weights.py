@@ -171,6 +171,18 @@ def test_orbax_alone_reads_what_was_saved(saved: Path) -> None:
     np.testing.assert_array_equal(arrays["layers.1.feed_forward.down"].reshape(down.shape), down)
 
 
+def test_weights_are_written_in_pieces_that_can_be_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orbax_weights, "CHUNK_BYTES", 2048)
+    save_weights(tmp_path / "weights", Llama, CONFIG, RandomModel(CONFIG), jnp.float32)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        found = checkpointer.metadata(tmp_path / "weights").item_metadata.tree
+    assert all(4 * math.prod(info.storage.chunk_shape) <= 2048 for info in found.values())
+    embedding = RandomModel(CONFIG).tensor("model.embed_tokens.weight")
+    np.testing.assert_array_equal(restore(tmp_path / "weights").embedding[...], embedding)
+
+
 def test_progress_counts_bytes(saved: Path, tmp_path: Path) -> None:
     reports: dict[str, list[tuple[int, int]]] = {"saving": [], "restoring": []}
     save_weights(

@@ -91,6 +91,18 @@ def test_what_is_quantised_is_quantised_from_the_same_values(
     assert_loads_the_same(stored(tmp_path, "mistral", BFLOAT16), jnp.bfloat16, quantization)
 
 
+def test_how_many_bytes_values_take(tmp_path: Path) -> None:
+    checkpoint = stored(tmp_path, "mistral", BFLOAT16)
+    assert [checkpoint.value_bytes(dtype) for dtype in TYPES.values()] == [2, 4, 4]
+    (file,) = (tmp_path / "model").glob("*.safetensors")
+    tensors = load_file(file)
+    for wide, expected in (("model.norm.weight", 2), ("model.embed_tokens.weight", 4)):
+        save_file(tensors | {wide: tensors[wide].astype(np.float32)}, file)
+        checkpoint = open_checkpoint(tmp_path / "model")
+        assert isinstance(checkpoint, SafetensorsCheckpoint)
+        assert checkpoint.value_bytes(BFLOAT16) == expected
+
+
 def test_nothing_is_widened_that_need_not_be(tmp_path: Path) -> None:
     checkpoint = stored(tmp_path, "mistral", BFLOAT16)
     for name in checkpoint.names():

@@ -89,6 +89,17 @@ def test_without_room_all_is_done_when_it_is_asked_for_by_who_asks() -> None:
     assert set(jobs.threads.values()) == {threading.current_thread()}
 
 
+def test_what_is_waited_for_from_its_beginning_is_alone() -> None:
+    later = threading.Event()
+
+    def first() -> bool:
+        return later.wait(0.05)
+
+    with reading_ahead([Job(1, first), Job(1, later.set)], 1000, 4) as next_result:
+        assert next_result() is False
+        assert later.wait(WAIT_S)
+
+
 def test_an_error_comes_in_its_turn_and_ends_all() -> None:
     failure = OSError("gone")
     jobs = Jobs(1, 1, 1, 1, 1, 1, 1, 1)

@@ -107,19 +107,39 @@ def test_the_host_holds_no_more_than_one_weight_and_what_is_ahead(monkeypatch, a
 
 
 def test_weights_are_read_while_others_are_placed():
-    """Of two layers' matrices, the first is not there before the second is asked for."""
-    second = "model.layers.1.mlp.up_proj.weight"
+    """Of three layers' matrices, the second is not there before the third is asked for. The first
+    is waited for, and read alone."""
+    third = "model.layers.2.mlp.up_proj.weight"
 
     class Waiting(RandomModel):
         def tensor(self, name):
-            if name == second:
+            if name == third:
                 asked.set()
-            elif name == "model.layers.0.mlp.up_proj.weight":
+            elif name == "model.layers.1.mlp.up_proj.weight":
                 assert asked.wait(10.0)
             return super().tensor(name)
 
     asked = threading.Event()
-    load(Waiting(tiny_config()))
+    load(Waiting(tiny_config(num_layers=3)))
+
+
+@pytest.mark.parametrize("value_bytes", [2, 4])
+def test_values_that_take_less_are_read_further_ahead(monkeypatch, value_bytes):
+    threads = []
+
+    class Halves(RandomModel):
+        def tensor(self, name):
+            if name.endswith("gate_proj.weight"):
+                threads.append(threading.current_thread())
+            return super().tensor(name).astype(jnp.bfloat16)
+
+    monkeypatch.setattr(weights, "READ_AHEAD_BYTES", LARGEST_BYTES)
+    source = Halves(tiny_config())
+    layout = resolve_layout(source.config, one_device_mesh())
+    load_weights(Llama, source.config, source, layout, jnp.bfloat16, value_bytes=value_bytes)
+    # Twice the bytes of gate and up have to fit, for merging them.
+    is_ahead = [thread is not threading.current_thread() for thread in threads]
+    assert is_ahead == [False, value_bytes == 2]
 
 
 def test_an_error_of_a_reading_thread_is_the_load_s():
