@@ -140,6 +140,18 @@ class OnGpu:
             yield
 
 
+class Interpreted:
+    """Mixed into a suite of kernels that Triton's interpreter runs once or twice each: to optimise
+    such programs takes longer than it saves."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def unoptimised(cls) -> Iterator[None]:
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 class PagedDecodeSuite:
     backend: ClassVar[str]
     rounds_weights: ClassVar[bool] = False

@@ -13,6 +13,7 @@ from pallas_kernels.paged_prefill import cases, reference, triton
 from pallas_kernels.paged_prefill.api import paged_prefill
 from pallas_kernels.paged_prefill.tuning import Tuning
 from tests.kernels.op_suite import (
+    Interpreted,
     OnGpu,
     PagedPrefillSuite,
     assert_attention,
@@ -43,7 +44,7 @@ class TestXla(PagedPrefillSuite):
     backend = "xla"
 
 
-class TestTritonInterpreted(PagedPrefillSuite):
+class TestTritonInterpreted(Interpreted, PagedPrefillSuite):
     backend = "triton-interpret"
     rounds_weights = True
 

@@ -22,7 +22,7 @@ from pallas_kernels.sampling.api import (
 )
 from pallas_kernels.sampling.blocks import in_blocks
 from pallas_kernels.sampling.random_numbers import Key, race, threefry
-from tests.kernels.op_suite import OnGpu, ids
+from tests.kernels.op_suite import Interpreted, OnGpu, ids
 
 SMALL = tuple(case for case in cases.CASES if case.vocab < 1000)
 SAMPLED = tuple(case for case in cases.CASES if case.temperature > 0)
@@ -211,7 +211,7 @@ class TestXla(DrawSuite):
     backend = "xla"
 
 
-class TestTritonInterpreted(DrawSuite):
+class TestTritonInterpreted(Interpreted, DrawSuite):
     backend = "triton-interpret"
     num_draws = 5000
     told_apart = ({"temperature": 1.3}, {"top_k": 240}, {"top_p": 0.95}, {"min_p": 0.1})
