@@ -18,11 +18,11 @@ CAPTURED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_F
 collectives, which would cut it in pieces."""
 NOTHING = ""
 """As a list of kinds for XLA."""
-LAUNCHED_MIN_TOKENS = 512
-"""From so many tokens on each kernel of a step takes longer than its launch does, so that a graph
-saves nothing, and on one device they are launched one by one: the first begins at once, not after
-the milliseconds that a host needs to bring a graph of 500 up to date. With fewer tokens the
-device would wait between kernels."""
+LAUNCHED_MIN_WORK = 4e12
+"""Tokens of a step times bytes of weights: 512 tokens and 8 GB. From there on each kernel takes
+longer than its launch, so that a graph saves nothing, and on one device kernels are launched one by
+one: the first begins at once, not after the milliseconds that a host needs to bring a graph of 500
+up to date. In a smaller step the device would wait between kernels."""
 CHAIN_LEN = 6
 """Decode steps on end, where a GPU would wait for the host. At one row six on end took two H200
 3.60 ms each, single ones 4.17."""
@@ -82,14 +82,17 @@ class Platform:
         may_wait = self.name == "gpu" and (num_devices > 1 or weight_bytes < HOST_BOUND_BYTES)
         return config.num_continuous_decode_steps or (CHAIN_LEN if may_wait else 1)
 
-    def compiler_options(self, bucket: Bucket, num_devices: int) -> dict[str, Any]:
-        """What XLA is told about a forward program."""
+    def compiler_options(
+        self, bucket: Bucket, num_devices: int, weight_bytes: int
+    ) -> dict[str, Any]:
+        """What XLA is told about a forward program, with so many bytes of weights on each
+        device."""
         if self.name != "gpu":
             return {}
         options: dict[str, Any] = {"xla_disable_hlo_passes": UNWANTED_PASSES}
         if bucket.tokens_at_once >= CUBLAS_MIN_TOKENS:
             options["xla_gpu_enable_triton_gemm"] = False
-        if num_devices == 1 and bucket.tokens_at_once >= LAUNCHED_MIN_TOKENS:
+        if num_devices == 1 and bucket.tokens_at_once * weight_bytes >= LAUNCHED_MIN_WORK:
             options["xla_gpu_enable_command_buffer"] = NOTHING
         if num_devices > 1:
             options["xla_gpu_enable_command_buffer"] = CAPTURED

@@ -16,7 +16,7 @@ from jaxsgl.models.attention import AttentionKind, KVPages
 from jaxsgl.models.model_config import ModelConfig
 from jaxsgl.models.quantization.matrix import QuantizedMatrix
 from jaxsgl.models.sharding import Layout
-from jaxsgl.models.weights import Model, placement
+from jaxsgl.models.weights import Model, device_bytes, placement
 from jaxsgl.runner.batch import draw_fields, forward_fields, unpack_forward
 from jaxsgl.runner.buckets import Bucket
 from jaxsgl.runner.chain import CHAIN_WRITES, Weights, chain_fields, jit_chain
@@ -104,6 +104,12 @@ class Programs:
         self.backend = backend
         self.buckets = tuple(buckets)
         join, self.weights = split_model(model, layout)
+        weight_bytes = device_bytes(model, layout)
+        self.compiler_options = {
+            bucket: platform.compiler_options(bucket, layout.mesh.size, weight_bytes)
+            for bucket in buckets
+        }
+        """What XLA is told about the forward program of each."""
         self._kv = kv_allocator(config, layout, limits.num_pages, limits.page_size, kv_dtype)
         self._state = state_allocator(layout, limits)
         self.allocate_kv: Callable[[], KVPages] = self._kv
@@ -115,7 +121,7 @@ class Programs:
                 bucket,
                 limits.page_size,
                 AttentionKind(bucket.mode, backend),
-                platform.compiler_options(bucket, layout.mesh.size),
+                self.compiler_options[bucket],
             )
             for bucket in buckets
             if bucket.mode != "chain"
@@ -130,7 +136,7 @@ class Programs:
                     bucket,
                     limits.page_size,
                     backend,
-                    platform.compiler_options(bucket, layout.mesh.size),
+                    self.compiler_options[bucket],
                 ),
                 CHAIN_WRITES,
             )

@@ -61,7 +61,7 @@ LIMITS = StepLimits(
     page_size=16,
     num_slots=64,
     max_rows=64,
-    max_tokens=512,
+    max_tokens=4096,
     max_logits=64,
     max_pages_per_row=256,
     vocab_size=LLAMA.vocab_size,
@@ -73,7 +73,7 @@ BUCKETS = (
     Bucket("chain", 4, 1, 4),
     Bucket("chain", 256, 64, 256),
 )
-GPU_BUCKETS = (Bucket("shared", 64, 64, 64), Bucket("mixed", 512, 64, 64))
+GPU_BUCKETS = (Bucket("shared", 64, 64, 64), Bucket("mixed", 4096, 64, 64))
 """On GPUs alone: no other kernels make use of prefixes that rows share, and nowhere else are large
 steps launched otherwise than small ones."""
 MOST_PAGES = 550_001
@@ -120,7 +120,9 @@ def largest_copy(hlo: str) -> tuple[int, str]:
 def thunks(folder: Path, name: str, indent: int = 0) -> list[str]:
     """What a GPU is told to do in one run of the program, kind by kind; indented by 4, what it is
     told in each round of a loop."""
-    (path,) = folder.glob(f"*jit_{name}.*thunk_sequence_after_thunk_passes.txt")
+    found = folder.glob(f"*jit_{name}.*thunk_sequence*.txt")
+    # Where graphs were made, the passes that made them left another file.
+    path = max(found, key=lambda each: "after_thunk_passes" in each.name)
     text = path.read_text().partition("body:")[2] if indent else path.read_text()
     return re.findall(rf"^ {{{indent}}}\d+: (k\w+)", text, re.MULTILINE)
 
@@ -159,6 +161,9 @@ def main(target: str, tp: int, folder: Path, scheme: Any, name: str) -> None:
             }
             if target == "h100" and call.kind in ("forward", "chain", "draw"):
                 told[name]["thunks"] = thunks(folder, name)
+            if call.kind == "forward":
+                options = programs.compiler_options[call.key]
+                told[name]["is_graph"] = options.get("xla_gpu_enable_command_buffer") != ""
             if target == "h100" and call.kind == "chain":
                 told[name]["rounds"] = thunks(folder, name, indent=4)
     kv = num_pages * LIMITS.page_size * config.num_kv_heads * config.head_dim * 2

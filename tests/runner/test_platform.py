@@ -59,22 +59,32 @@ def test_every_backend_of_a_platform_exists():
 
 def test_the_library_for_products_follows_the_rows():
     few, many = Bucket("decode", 16, 16, 16), Bucket("decode", 64, 64, 64)
-    assert "xla_gpu_enable_triton_gemm" not in GPU.compiler_options(few, 1)
-    assert GPU.compiler_options(many, 1)["xla_gpu_enable_triton_gemm"] is False
-    assert CPU.compiler_options(many, 2) == {}
+    assert "xla_gpu_enable_triton_gemm" not in GPU.compiler_options(few, 1, 10**9)
+    assert GPU.compiler_options(many, 1, 10**9)["xla_gpu_enable_triton_gemm"] is False
+    assert CPU.compiler_options(many, 2, 10**9) == {}
 
 
 def test_collectives_are_captured_with_the_rest_of_a_step():
-    options = GPU.compiler_options(Bucket("decode", 1, 1, 1), 2)
+    options = GPU.compiler_options(Bucket("decode", 1, 1, 1), 2, 10**9)
     assert "COLLECTIVES" in options["xla_gpu_enable_command_buffer"].split(",")
 
 
-def test_large_steps_of_one_device_are_launched_kernel_by_kernel():
-    small, large = Bucket("mixed", 256, 64, 64), Bucket("mixed", 512, 64, 64)
-    option = "xla_gpu_enable_command_buffer"
-    assert option not in GPU.compiler_options(small, 1)
-    assert GPU.compiler_options(large, 1)[option] == ""
-    assert GPU.compiler_options(large, 2)[option] != ""
+@pytest.mark.parametrize(
+    ("num_tokens", "num_devices", "gigabytes", "is_graph"),
+    [
+        (512, 1, 8, False),
+        (256, 1, 8, True),
+        (512, 1, 2, True),
+        (2048, 1, 2, False),
+        (512, 2, 8, True),
+    ],
+)
+def test_large_steps_of_one_device_are_launched_kernel_by_kernel(
+    num_tokens, num_devices, gigabytes, is_graph
+):
+    bucket = Bucket("mixed", num_tokens, 64, 64)
+    options = GPU.compiler_options(bucket, num_devices, gigabytes * 10**9)
+    assert (options.get("xla_gpu_enable_command_buffer") != "") == is_graph
 
 
 @pytest.mark.parametrize(
