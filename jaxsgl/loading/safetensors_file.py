@@ -116,7 +116,7 @@ def read_safetensors_tensor(
     """Return the values of a tensor that `check_weight` accepts, in memory of their own: as they
     are if they have the type `wanted`, or else as float32."""
     stored = _WEIGHT_TYPES[tensor.kind]
-    if stored in (wanted, FLOAT32):
+    if stored == type_as_read(tensor, wanted):
         return read_plain(path, tensor, stored)
     if tensor.kind == "BF16":
         return read_float32(path, tensor, stored.itemsize, _from_bfloat16)

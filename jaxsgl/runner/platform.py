@@ -16,8 +16,8 @@ CUBLAS_MIN_TOKENS = 32
 CAPTURED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,COLLECTIVES"
 """What becomes a part of the one graph that a step on several GPUs is: XLA's own choice, and
 collectives, which would cut it in pieces."""
-NOTHING = ""
-"""As a list of kinds for XLA."""
+NO_KINDS = ""
+"""An empty list of kinds, as XLA reads one."""
 LAUNCHED_MIN_WORK = 4e12
 """Tokens of a step times bytes of weights: 512 tokens and 8 GB. From there on each kernel takes
 longer than its launch, so that a graph saves nothing, and on one device kernels are launched one by
@@ -93,11 +93,11 @@ class Platform:
         if bucket.tokens_at_once >= CUBLAS_MIN_TOKENS:
             options["xla_gpu_enable_triton_gemm"] = False
         if num_devices == 1 and bucket.tokens_at_once * weight_bytes >= LAUNCHED_MIN_WORK:
-            options["xla_gpu_enable_command_buffer"] = NOTHING
+            options["xla_gpu_enable_command_buffer"] = NO_KINDS
         if num_devices > 1:
             options["xla_gpu_enable_command_buffer"] = CAPTURED
             # XLA's own kernels for collectives cannot become a part of the graph, NCCL's can.
-            options["xla_gpu_experimental_use_collective_kernels"] = NOTHING
+            options["xla_gpu_experimental_use_collective_kernels"] = NO_KINDS
         return options
 
 
