@@ -31,6 +31,9 @@ from pallas_kernels.paged_triton import (
     result,
 )
 
+ABOUT_KEYS = 256
+"""Tiles whose numbers of keys differ by less are alike to whoever puts them in order."""
+
 
 def paged_prefill(
     q: jax.Array,
@@ -103,9 +106,14 @@ def _many_tokens(
     num_tokens, q_heads, head_dim = q.shape
     page_size, kv_heads = k_pages.shape[1:3]
     group = q_heads // kv_heads
+    padded_group = power_of_two_from(group)
     if tuning is None:
-        tuning = default_tuning(head_dim=head_dim, itemsize=q.dtype.itemsize)
-    tokens_each = max(1, tuning.dot_rows // power_of_two_from(group))
+        tuning = default_tuning(
+            head_dim=head_dim,
+            itemsize=q.dtype.itemsize,
+            num_rows=num_tokens * padded_group * kv_heads,
+        )
+    tokens_each = max(1, tuning.dot_rows // padded_group)
     tiles = tile_map(q_start, kv_len, num_tokens, tokens_each)
     kernel = functools.partial(
         _attend,
@@ -141,8 +149,9 @@ def tile_map(q_start: jax.Array, kv_len: jax.Array, num_tokens: int, tokens_each
 
     A tile is its row, the index and the number of its queries, and the position of the first. What
     pads the queries counts as a row without keys. There are as many tiles as the worst case needs,
-    those of no queries first. Then the order is from last to first: a row's later tiles have more
-    keys to look at, and work that begins with the longest ends evenly.
+    those of no queries last. The others begin with those that have most keys to look at, so that
+    the work ends evenly; among about as many, tiles of one row stay together, since they share what
+    they read.
     """
     rows = kv_len.shape[0]
     starts = jnp.append(q_start, num_tokens).astype(jnp.int32)
@@ -159,7 +168,10 @@ def tile_map(q_start: jax.Array, kv_len: jax.Array, num_tokens: int, tokens_each
     first = starts[row] + (tile - ends[row] + num_tiles[row]) * tokens_each
     count = jnp.where(is_used, jnp.minimum(starts[row + 1] - first, tokens_each), 0)
     position = lengths[row] - starts[row + 1] + first
-    return jnp.stack([jnp.minimum(row, rows - 1), first, count, position], axis=1)
+    tiles = jnp.stack([jnp.minimum(row, rows - 1), first, count, position], axis=1)
+    num_keys = jnp.maximum(position + count, 0)
+    about = jnp.where(count > 0, (num_keys + ABOUT_KEYS - 1) // ABOUT_KEYS, -1)
+    return tiles[jnp.argsort(about, descending=True)]
 
 
 def _attend(

@@ -24,16 +24,19 @@ CHUNK = 8
 """Bytes of a row that a thread loads at once: as many as fit its load of the token."""
 CHUNKS_PER_WARP = 64
 """Of a row at a time, two for each thread."""
+CHUNKS_PER_GROUP = 2
+"""Of four bits that a thread has of one group, whose scale it applies to their sum."""
 
 
 class _Layout(NamedTuple):
     tile_outputs: int
-    """Of a program. More share the token's loads further, until sums leave no registers."""
+    """Of a program. More share the token's loads further, but take registers for their sums: with
+    16 of four bits the compiler gives a thread 113 or 252, as chance will have it."""
     num_warps: int
 
 
-LAYOUTS = {8: _Layout(tile_outputs=4, num_warps=1), 4: _Layout(tile_outputs=8, num_warps=2)}
-"""By bits. Sums of four bits are one for each chunk, those of eight one for each input."""
+LAYOUTS = {8: _Layout(tile_outputs=2, num_warps=1), 4: _Layout(tile_outputs=4, num_warps=2)}
+"""By bits. Sums of four bits are one for each thread, those of eight one for each input."""
 
 
 def one_token_matmul(
@@ -135,32 +138,47 @@ def _four_bits(
     *zeros_refs, out_ref = refs
     (outputs, num_bytes), groups = values_ref.shape, scales_ref.shape[1]
     half = num_bytes // groups
+    parts = min(CHUNKS_PER_GROUP, half // CHUNK)
+    part_bytes = half // parts
     output = _my_outputs(tile_outputs, outputs)
-    chunk = jnp.arange(chunks, dtype=jnp.int32)
-    inside = _inside(chunks)
-    block = chunks * CHUNK
+    # Chunks of one group lie one for each part of it, and a thread has one of each.
+    thread = jnp.arange(chunks // parts, dtype=jnp.int32)
+    inside = jnp.arange(CHUNK, dtype=jnp.int32)
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
-        place = index * block + inside
-        packed = _stream(values_ref.at[output[:, None, None], place[None]])
-        # A byte's low half belongs to an input as far into its group, its high half to one half a
-        # group later.
-        low_place = place + lax.div(place, half) * half
-        low_x, high_x = (
-            plt.load(x_ref.at[0, low_place + further]).astype(jnp.float32) for further in (0, half)
-        )
-        low, high = raised_halves(packed, interpret=interpret)
-        high_products = high * high_x[None]
-        raised = multiply_add(low, low_x[None], high_products, interpret=interpret).sum(2)
-        group = lax.div(index * block + chunk * CHUNK, half)
-        mine = (output[:, None], group[None, :])
+        mine = index * (chunks // parts) + thread
+        group = lax.div(mine, part_bytes // CHUNK)
+        first = group * half + lax.rem(mine, part_bytes // CHUNK) * CHUNK
+
+        def places(of_first: jax.Array, part: int) -> jax.Array:
+            return (of_first + part * part_bytes)[:, None] + inside[None, :]
+
+        packed = [
+            _stream(values_ref.at[output[:, None, None], places(first, part)[None]])
+            for part in range(parts)
+        ]
+        raised = jnp.zeros((tile_outputs, chunks // parts, CHUNK), jnp.float32)
+        x_sum = jnp.zeros((chunks // parts, CHUNK), jnp.float32)
+        for part in range(parts):
+            # A byte's low half belongs to an input as far into its group, its high half to one half
+            # a group later.
+            low_place = places(first + group * half, part)
+            low_x, high_x = (
+                plt.load(x_ref.at[0, low_place + further]).astype(jnp.float32)
+                for further in (0, half)
+            )
+            low, high = raised_halves(packed[part], interpret=interpret)
+            x_sum += low_x + high_x
+            raised = multiply_add(high, high_x[None], raised, interpret=interpret)
+            raised = multiply_add(low, low_x[None], raised, interpret=interpret)
+        its_scale = (output[:, None], group[None, :])
         scale, *zeros = (
-            plt.load(ref.at[mine]).astype(jnp.float32) for ref in (scales_ref, *zeros_refs)
+            plt.load(ref.at[its_scale]).astype(jnp.float32) for ref in (scales_ref, *zeros_refs)
         )
         zero = zeros[0] if zeros else float(MIDDLE)
-        part = raised - (zero + RAISED_BY) * (low_x + high_x).sum(1)[None]
-        return multiply_add(part, scale, total, interpret=interpret)
+        lowered = raised.sum(2) - (zero + RAISED_BY) * x_sum.sum(1)[None]
+        return multiply_add(lowered, scale, total, interpret=interpret)
 
-    total = jnp.zeros((tile_outputs, chunks), jnp.float32)
-    total = lax.fori_loop(0, num_bytes // block, add, total)
+    total = jnp.zeros((tile_outputs, chunks // parts), jnp.float32)
+    total = lax.fori_loop(0, num_bytes // (chunks * CHUNK), add, total)
     plt.store(out_ref.at[0, output], total.sum(1).astype(out_ref.dtype))

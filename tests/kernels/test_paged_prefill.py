@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pallas_kernels.paged_decode import reference as decode_reference
 from pallas_kernels.paged_prefill import cases, reference, triton
 from pallas_kernels.paged_prefill.api import paged_prefill
-from pallas_kernels.paged_prefill.tuning import Tuning
+from pallas_kernels.paged_prefill.tuning import Tuning, default_tuning
 from tests.kernels.op_suite import (
     Interpreted,
     OnGpu,
@@ -107,7 +107,7 @@ def test_tiles_hold_every_query_once_but_those_that_decode(
     q_start = np.cumsum((0, *q_len)).astype(np.int32)
     kv_len = q_start[1:] - q_start[:-1] + 100
     num_tokens = sum(q_len) + padding
-    tiles = np.asarray(triton.tile_map(q_start, kv_len, num_tokens, tokens_each))[::-1]
+    tiles = np.asarray(triton.tile_map(q_start, kv_len, num_tokens, tokens_each))
     assert np.all((tiles[:, 2] >= 0) & (tiles[:, 2] <= tokens_each))
     used = tiles[tiles[:, 2] > 0]
     assert not tiles[len(used) :, 2].any()
@@ -122,7 +122,30 @@ def test_tiles_hold_every_query_once_but_those_that_decode(
         for offset in range(length if length > 1 else 0)
     ]
     wanted += [(sum(q_len) + offset, None, offset - padding) for offset in range(padding)]
-    assert found == wanted
+    assert sorted(found) == wanted
+
+
+def test_tiles_begin_with_those_of_most_keys() -> None:
+    """As far as that can be told by ABOUT_KEYS; rows stay together in between."""
+    q_len, kv_len = np.array([700, 0, 600, 64]), np.array([700, 0, 1100, 900])
+    q_start = np.cumsum([0, *q_len]).astype(np.int32)
+    tiles = np.asarray(triton.tile_map(q_start, kv_len, 1400, 32))
+    tiles = tiles[tiles[:, 2] > 0]
+    row, last = tiles[:, 0], tiles[:, 3] + tiles[:, 2]
+    about = -(-np.maximum(last, 0) // triton.ABOUT_KEYS)
+    assert np.all(np.diff(about) <= 0)
+    assert about[0] == 5 and about[-1] == 0
+    for each in range(1, 6):
+        assert np.count_nonzero(np.diff(row[about == each])) < len(set(row[about == each]))
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "dot_rows"), [(256, 64), (1024, 64), (1056, 64), (1088, 128), (8192, 128)]
+)
+def test_few_queries_are_cut_into_smaller_tiles(num_tokens: int, dot_rows: int) -> None:
+    """Heads of Llama 8B; 128 rows would keep fewer than 264 programs busy up to 1,056 tokens."""
+    tuning = default_tuning(head_dim=128, itemsize=2, num_rows=num_tokens * 32)
+    assert tuning.dot_rows == dot_rows
 
 
 @ids(tuple(case for case in cases.CASES if any(case.q_len)))

@@ -39,6 +39,12 @@ def test_white_space_around_a_token_that_takes_it() -> None:
     assert list(TOKENS.split("x \n<end>\n y<s> z")) == ["x", 6, "y", 1, " z"]
 
 
+def test_white_space_is_taken_once() -> None:
+    """Also where it would be a token itself."""
+    tokens = ControlTokens([ControlToken("<a>", 1, strips_right=True), ControlToken("\n", 2)])
+    assert list(tokens.split("\n<a> \n x\n<a>")) == [2, 1, "x", 2, 1]
+
+
 def test_a_vocabulary_without_control_tokens() -> None:
     nothing = ControlTokens([])
     assert list(nothing.split("<s>")) == ["<s>"]
