@@ -8,6 +8,9 @@ from itertools import pairwise
 
 from jaxsgl.step import StepLimits, StepMode, StepPlan
 
+MIN_MIXED_LOGITS = 2
+"""With one, a GPU would write out the head in float32 to multiply it, 2 GB for Llama 3: cuBLAS,
+which large steps leave their products to, has none of a single row."""
 FAR_APART = 512
 """Tokens between two sizes of steps that matter where a step's time is promised."""
 
@@ -87,7 +90,8 @@ def make_buckets(limits: StepLimits, sizes: Sizes) -> tuple[Bucket, ...]:
     mixed: list[Bucket] = []
     for tokens in limits.mixed_sizes or up_to(limits.max_tokens, sizes.mixed_tokens):
         rows = min(tokens, limits.max_rows)
-        mixed.append(Bucket("mixed", tokens, rows, min(num_logits(rows), limits.max_rows)))
+        logits = max(MIN_MIXED_LOGITS, min(num_logits(rows), limits.max_rows))
+        mixed.append(Bucket("mixed", tokens, rows, logits))
     if limits.max_logits > limits.max_rows:
         mixed.append(Bucket("mixed", limits.max_tokens, limits.max_rows, limits.max_logits))
     return tuple(shared + decode + chains + mixed)
