@@ -52,6 +52,15 @@ def test_every_size_up_to_the_limits_has_a_bucket_of_its_own_maximum():
     assert all(b.num_rows <= b.num_tokens and b.num_rows <= b.num_logits for b in buckets)
 
 
+@pytest.mark.parametrize("name", sorted(PLATFORMS))
+def test_a_prompt_is_never_multiplied_with_the_head_as_a_single_row(name):
+    """Also where there is one row at most; a step that only decodes is."""
+    limits = dataclasses.replace(CPU, max_rows=1, max_tokens=1024, max_logits=1024)
+    buckets = make_buckets(limits, PLATFORMS[name].sizes)
+    assert {b.num_logits for b in buckets if b.mode == "mixed"} == {2, 1024}
+    assert {b.num_logits for b in buckets if b.mode == "decode"} == {1}
+
+
 def test_logits_have_fewer_sizes_than_rows():
     sizes = Sizes(decode_rows=(1, 2, 5), shared_rows=(), mixed_tokens=(4,), logits=(1, 5))
     limits = dataclasses.replace(CPU, max_rows=7, max_tokens=9, max_logits=7)
