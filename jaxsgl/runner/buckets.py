@@ -92,7 +92,7 @@ def make_buckets(limits: StepLimits, sizes: Sizes) -> tuple[Bucket, ...]:
         rows = min(tokens, limits.max_rows)
         logits = max(MIN_MIXED_LOGITS, min(num_logits(rows), limits.max_rows))
         mixed.append(Bucket("mixed", tokens, rows, logits))
-    if limits.max_logits > limits.max_rows:
+    if limits.max_logits > max(limits.max_rows, MIN_MIXED_LOGITS):
         mixed.append(Bucket("mixed", limits.max_tokens, limits.max_rows, limits.max_logits))
     return tuple(shared + decode + chains + mixed)
 

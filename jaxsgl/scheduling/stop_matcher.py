@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from jaxsgl.grammar.pattern_dfa import DEAD, PatternDfa, State
+
+_NOWHERE = re.compile(rb"(?!)")
 
 
 class _Found(NamedTuple):
@@ -23,7 +26,7 @@ class StopMatcher:
     is complete.
     """
 
-    __slots__ = ("_held", "_keep", "_patterns", "_stops", "_texts")
+    __slots__ = ("_begins", "_held", "_keep", "_patterns", "_stops", "_texts")
 
     def __init__(
         self, stops: tuple[str, ...], patterns: tuple[PatternDfa, ...] = (), *, keep: bool = False
@@ -32,6 +35,8 @@ class StopMatcher:
         # Longest first, so that of two stops beginning at the same byte the longer is found.
         self._texts = sorted(stops, key=len, reverse=True)
         self._stops = [text.encode() for text in self._texts]
+        firsts = sorted({re.escape(stop[:1]) for stop in self._stops})
+        self._begins = re.compile(b"|".join(firsts)) if firsts else _NOWHERE
         self._patterns = [_PatternSearch(dfa) for dfa in patterns]
         self._keep = keep
         self._held = b""
@@ -41,6 +46,8 @@ class StopMatcher:
 
         After a stop nothing more may be fed; the stop and what follows it are dropped.
         """
+        if not (self._held or self._patterns or self._begins.search(data)):
+            return data, None
         text = self._held + data
         found = min(self._found(text, data), key=lambda each: (each.begin, -each.end), default=None)
         if found is not None:
@@ -74,10 +81,11 @@ class StopMatcher:
         """Length of the longest suffix of `text` that is a proper prefix of some stop."""
         longest = 0
         for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if stop.startswith(text[len(text) - length :]):
-                    longest = length
-                    break
+            at = text.find(stop[:1], max(0, len(text) - len(stop) + 1))
+            while 0 <= at < len(text) - longest:
+                if stop.startswith(text[at:]):
+                    longest = len(text) - at
+                at = text.find(stop[:1], at + 1)
         return longest
 
 

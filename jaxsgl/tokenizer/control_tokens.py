@@ -10,6 +10,7 @@ from jaxsgl.tokenizer.errors import TokenizerError
 
 _STAND_INS = range(0xF0000, 0xFFFFE)
 """A plane of private use: 65,534 characters without a meaning of their own."""
+_SPACES = re.compile(r"\s*")
 
 
 class ControlToken(NamedTuple):
@@ -22,8 +23,14 @@ class ControlToken(NamedTuple):
 
 class GuardedMessages(NamedTuple):
     messages: Any
-    originals: dict[int, str]
-    """For `str.translate`: turns guarded text back into the original."""
+    originals: dict[str, str]
+    """What each stand-in stands for."""
+
+    def restored(self, text: str) -> str:
+        """A guarded text as it was."""
+        for stand_in, original in self.originals.items():
+            text = text.replace(stand_in, original)
+        return text
 
 
 class ControlTokens:
@@ -41,12 +48,9 @@ class ControlTokens:
 
     def __init__(self, tokens: list[ControlToken]) -> None:
         self._tokens = {token.text: token for token in tokens}
-        # The longest first, so that of two that begin alike the right one is found. Plain texts
-        # alone, which are searched for by what they have in common: a group for each of Llama 3's
-        # 256 tokens took half a second of a long chat.
-        texts = "|".join(map(re.escape, sorted(self._tokens, key=len, reverse=True)))
-        self._found = re.compile(texts)
-        self._first_characters = re.compile(f"(?={texts}).", re.DOTALL)
+        pattern = _longest_of(set(self._tokens))
+        self._found = re.compile(pattern)
+        self._first_characters = re.compile(f"(?={pattern}).", re.DOTALL)
         self._starts = {
             token.text[:length] for token in tokens for length in range(1, len(token.text))
         }
@@ -63,19 +67,17 @@ class ControlTokens:
         _collect_characters(messages, used)
         unused = (code for code in _STAND_INS if chr(code) not in used)
         first_characters = sorted({text[0] for text in self._tokens})
-        originals = dict(zip(unused, first_characters, strict=False))
+        originals = dict(zip(map(chr, unused), first_characters, strict=False))
         if len(originals) < len(first_characters):
             raise TokenizerError("messages use every character of a plane of private use")
-        stand_ins = {character: chr(code) for code, character in originals.items()}
+        stand_ins = {character: stand_in for stand_in, character in originals.items()}
         return GuardedMessages(self._guard(messages, stand_ins), originals)
 
     def split(self, text: str) -> Iterator[str | int]:
         """Yield the pieces of a text: ids of control tokens, and the non-empty texts between."""
         end = 0
         if self._tokens:
-            for match in self._found.finditer(text):
-                if match.start() < end:  # white space that belongs to the token before
-                    continue
+            while match := self._found.search(text, end):
                 token = self._tokens[match[0]]
                 before = text[end : match.start()]
                 if token.strips_left:
@@ -85,7 +87,7 @@ class ControlTokens:
                 yield token.id
                 end = match.end()
                 if token.strips_right:
-                    end = _after_spaces(text, end)
+                    end = end + len(_SPACES.match(text, end)[0])
         if end < len(text):
             yield text[end:]
 
@@ -117,10 +119,19 @@ class ControlTokens:
         return text
 
 
-def _after_spaces(text: str, place: int) -> int:
-    while place < len(text) and text[place].isspace():
-        place += 1
-    return place
+def _longest_of(texts: set[str]) -> str:
+    """A pattern for the longest of the texts that is there. What several begin with is in it once:
+    hundreds of tokens would otherwise be tried one by one wherever one of them might begin."""
+    by_first: dict[str, set[str]] = {}
+    for text in texts - {""}:
+        by_first.setdefault(text[0], set()).add(text[1:])
+    branches = [
+        re.escape(first) + ("" if rests == {""} else _longest_of(rests))
+        for first, rests in sorted(by_first.items())
+    ]
+    if "" in texts:
+        return f"(?:{'|'.join(branches)})?" if branches else ""
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
 def _collect_characters(value: Any, found: set[str]) -> None:

@@ -90,7 +90,7 @@ class Tokenizer:
         a byte of a character, that byte is left out. Raises TokenizerError for lone surrogates.
         """
         _check_unicode(text)
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return _encoded(self._backend, [text], add_special_tokens=add_special_tokens)[0]
 
     @property
     def tool_format(self) -> str:
@@ -120,13 +120,13 @@ class Tokenizer:
             continue_final_message=continue_final_message,
             variables=variables,
         )
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        num_first = 1 if pieces and isinstance(pieces[0], str) else 0
+        first, others = texts[:num_first], texts[num_first:]
+        encoded = iter(_encoded(self._backend, first) + _encoded(self._continuing_backend, others))
         ids: list[int] = []
         for piece in pieces:
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                backend = self._continuing_backend if ids else self._backend
-                ids += backend.encode(piece, add_special_tokens=False).ids
+            ids += [piece] if isinstance(piece, int) else next(encoded)
         return ids
 
     def chat_pieces(
@@ -158,14 +158,14 @@ class Tokenizer:
             rendered = _up_to_content(rendered, messages[-1])
         _check_unicode(rendered)
         return [
-            piece if isinstance(piece, int) else piece.translate(guarded.originals)
+            piece if isinstance(piece, int) else guarded.restored(piece)
             for piece in self._control_tokens.split(rendered)
         ]
 
     def encode_continuation(self, text: str) -> list[int]:
         """Return the ids of a text that follows other tokens. Raises as `encode` does."""
         _check_unicode(text)
-        return self._continuing_backend.encode(text, add_special_tokens=False).ids
+        return _encoded(self._continuing_backend, [text])[0]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of `ids`; U+FFFD stands for bytes that are not UTF-8.
@@ -179,6 +179,15 @@ class Tokenizer:
             special = None if skip_special else self.special_token_texts.get(id_)
             pieces.append(self.token_bytes[id_] if special is None else special.encode())
         return b"".join(pieces).decode(errors="replace")
+
+
+def _encoded(
+    backend: tokenizers.Tokenizer, texts: list[str], *, add_special_tokens: bool = False
+) -> list[list[int]]:
+    """The ids of each text. Unlike `encode`, this gives up the interpreter's lock meanwhile, and
+    leaves out where each token lies in the text: half the time."""
+    batch = backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+    return [encoding.ids for encoding in batch]
 
 
 def _check_unicode(text: str) -> None:
@@ -201,10 +210,11 @@ def _up_to_content(rendered: str, message: dict[str, Any]) -> str:
     """A rendered prompt without what follows the content of its last message."""
     content: str = message.get("content") or ""
     core = content.strip()
-    at = rendered.rfind(core)
-    if not core or at < 0:
+    # `rfind` would compare the two at every place if it is not found.
+    behind = rendered[::-1].find(core[::-1])
+    if not core or behind < 0:
         raise TokenizerError("there is no content of a last message to continue")
-    end = at + len(core)
+    end = len(rendered) - behind
     trailing = content[len(content.rstrip()) :]
     # Many templates trim; where they do not, the white space belongs to what is continued.
     return rendered[: end + (len(trailing) if rendered.startswith(trailing, end) else 0)]

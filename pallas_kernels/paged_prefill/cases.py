@@ -69,6 +69,7 @@ CASES = (
 LARGE_CASES = (
     Case("Llama 8B", (200, 1, 55), (1200, 900, 55), 0, 16, 32, 8, 128),
     Case("Llama 8B, bfloat16", (200, 1, 55), (1200, 900, 55), 0, 16, 32, 8, 128, "bfloat16"),
+    Case("Llama 8B, bfloat16, many", (1020, 1, 99), (1200, 900, 99), 0, 16, 32, 8, 128, "bfloat16"),
     Case("Llama 8B, float8 pages", (200,), (900,), 56, 16, 32, 8, 128, "bfloat16", "float8_e4m3fn"),
     Case("Qwen2 7B, bfloat16", (200, 1, 55), (1200, 900, 55), 0, 16, 28, 4, 128, "bfloat16"),
     Case("Phi 3, bfloat16", (200, 1, 55), (1200, 900, 55), 0, 16, 32, 32, 96, "bfloat16"),

@@ -32,7 +32,7 @@ from pallas_kernels.paged_triton import (
 )
 
 ABOUT_KEYS = 256
-"""Tiles whose numbers of keys differ by less are alike to whoever puts them in order."""
+"""To put tiles in order their numbers of keys are rounded up to multiples of this."""
 
 
 def paged_prefill(
@@ -114,7 +114,7 @@ def _many_tokens(
             num_rows=num_tokens * padded_group * kv_heads,
         )
     tokens_each = max(1, tuning.dot_rows // padded_group)
-    tiles = tile_map(q_start, kv_len, num_tokens, tokens_each)
+    tiles = tile_map(q_start, kv_len, num_tokens, tokens_each, window)
     kernel = functools.partial(
         _attend,
         walk=Walk(page_size, tuning.tile_len, scale, soft_cap),
@@ -143,7 +143,13 @@ def _many_tokens(
     )(as_vector(first_page), tiles, page_table, q, as_tokens(k_pages), as_tokens(v_pages))
 
 
-def tile_map(q_start: jax.Array, kv_len: jax.Array, num_tokens: int, tokens_each: int) -> jax.Array:
+def tile_map(
+    q_start: jax.Array,
+    kv_len: jax.Array,
+    num_tokens: int,
+    tokens_each: int,
+    window: int | None = None,
+) -> jax.Array:
     """The queries of rows with more than one in tiles of at most `tokens_each` of one row; int32
     [tiles, 4].
 
@@ -170,6 +176,8 @@ def tile_map(q_start: jax.Array, kv_len: jax.Array, num_tokens: int, tokens_each
     position = lengths[row] - starts[row + 1] + first
     tiles = jnp.stack([jnp.minimum(row, rows - 1), first, count, position], axis=1)
     num_keys = jnp.maximum(position + count, 0)
+    if window is not None:
+        num_keys = jnp.minimum(num_keys, window - 1 + count)
     about = jnp.where(count > 0, (num_keys + ABOUT_KEYS - 1) // ABOUT_KEYS, -1)
     return tiles[jnp.argsort(about, descending=True)]
 

@@ -1,9 +1,9 @@
 """One token times a quantised matrix, for Pallas-Triton: without tensor cores, which would fill
 tiles of 16 tokens and need the matrix in an order of their own.
 
-A program computes some outputs. Its threads lie along the inputs, each with a chunk of every row
-and the part of the token that belongs to it, and add up what they have at the end. Other programs
-keep a multiprocessor busy while one waits for its loads: to load a block ahead was slower.
+A program computes some outputs. Its threads lie along the inputs, each with a chunk or two of every
+row and the part of the token that belongs to them, and add up what they have at the end. Other
+programs keep a multiprocessor busy while one waits for its loads: to load a block ahead was slower.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Layout(NamedTuple):
 
 
 LAYOUTS = {8: _Layout(tile_outputs=2, num_warps=1), 4: _Layout(tile_outputs=4, num_warps=2)}
-"""By bits. Sums of four bits are one for each thread, those of eight one for each input."""
+"""By bits."""
 
 
 def one_token_matmul(
@@ -141,7 +141,7 @@ def _four_bits(
     parts = min(CHUNKS_PER_GROUP, half // CHUNK)
     part_bytes = half // parts
     output = _my_outputs(tile_outputs, outputs)
-    # Chunks of one group lie one for each part of it, and a thread has one of each.
+    # A group is cut into so many parts; a thread takes the chunk at the same place in each.
     thread = jnp.arange(chunks // parts, dtype=jnp.int32)
     inside = jnp.arange(CHUNK, dtype=jnp.int32)
 

@@ -1,14 +1,16 @@
-"""Reads text as it comes, character by character, and takes tool calls out of it.
+"""Reads text as it comes, and takes tool calls out of it.
 
-Readers are generators that are sent one character at a time: the code of a format reads like that
+Readers are generators that are sent text, a piece at a time: the code of a format reads like that
 of a parser with the whole text before it. Whatever the pieces in which a text comes, its reader
-sees the same characters, and says the same.
+sees the same characters, one by one or in runs, and says the same.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator
+from functools import cache
 from typing import Any
 
 from server.tools.json_stream import JsonStream
@@ -18,6 +20,8 @@ END = ""
 """What is read behind the last character."""
 BLANKS = " \t\r\n"
 _ARGUMENTS = ("arguments", "parameters")
+_ANYTHING = re.compile(".+", re.DOTALL)
+_INSIDE_STRING = re.compile(r'[^"\\\x00-\x1f]+')
 
 type Reading[T] = Generator[None, str, T]
 
@@ -29,8 +33,12 @@ class CallText:
         self.found: list[Piece] = []
         self.num_calls = 0
         self._returned: list[str] = []
-        self._blanks = ""
+        self._blanks: list[str] = []
         """White space that comes out if content follows."""
+        self._ahead = ""
+        """The piece of the text that came last, ..."""
+        self._at = 0
+        """... read up to here."""
 
     # Characters.
 
@@ -38,7 +46,19 @@ class CallText:
         """The next character, or END, again and again."""
         if self._returned:
             return self._returned.pop()
-        return (yield)
+        if self._at == len(self._ahead):
+            self._ahead, self._at = (yield), 0
+            if self._ahead == END:
+                return END
+        self._at += 1
+        return self._ahead[self._at - 1]
+
+    def run(self, characters: re.Pattern[str]) -> str:
+        """What comes next of such characters, as far as it has come already; may be nothing."""
+        if self._returned or (match := characters.match(self._ahead, self._at)) is None:
+            return ""
+        self._at = match.end()
+        return match[0]
 
     def unread(self, text: str) -> None:
         """These characters are to be read again."""
@@ -64,16 +84,21 @@ class CallText:
 
     def say(self, text: str) -> None:
         """This is content. White space at the end of it waits for what follows."""
-        text = self._blanks + text
         core = text.rstrip(BLANKS)
-        self._blanks = text[len(core) :]
-        self.found.append(Content(core))
+        if core:
+            self.found += map(Content, [*self._blanks, core])
+            self._blanks.clear()
+        if len(core) < len(text):
+            self._blanks.append(text[len(core) :])
 
     def content_until(self, marker: str) -> Reading[bool]:
         """Hand out text up to `marker`, and read that; False if the text ends before."""
+        others = _all_but(marker[0])
         while True:
+            if text := self.run(others):
+                self.say(text)
             if (yield from self.starts_with(marker)):
-                self._blanks = ""
+                self._blanks.clear()
                 return True
             char = yield from self.next()
             if char == END:
@@ -91,20 +116,20 @@ class CallText:
 
     def rest_is_content(self) -> Reading[None]:
         while (char := (yield from self.next())) != END:
-            self.say(char)
+            self.say(char + self.run(_ANYTHING))
 
     def end(self) -> None:
         """The text is over: with calls in it, white space at its end is nobody's."""
         if not self.num_calls:
-            self.found.append(Content(self._blanks))
-        self._blanks = ""
+            self.found += map(Content, self._blanks)
+        self._blanks.clear()
 
     # Calls.
 
     def begin_call(self, name: str) -> int:
         index = self.num_calls
         self.num_calls += 1
-        self._blanks = ""
+        self._blanks.clear()
         self.found.append(CallBegin(index, name))
         return index
 
@@ -119,6 +144,10 @@ class CallText:
         """
         stream, texts = JsonStream(), list[str]()
         while not stream.done:
+            if stream.is_in_string and (text := self.run(_INSIDE_STRING)):
+                texts.append(text)
+                if index is not None:
+                    self.argue(index, text)
             char = yield from self.next()
             text = None if char == END else stream.push(char)
             if text is None:
@@ -255,9 +284,19 @@ class _Recorder(CallText):
         self.text += char
         return char
 
+    def run(self, characters: re.Pattern[str]) -> str:
+        text = self._source.run(characters)
+        self.text += text
+        return text
+
     def unread(self, text: str) -> None:
         self._source.unread(text)
         self.text = self.text[: len(self.text) - len(text)]
+
+
+@cache
+def _all_but(char: str) -> re.Pattern[str]:
+    return re.compile(f"[^{re.escape(char)}]+")
 
 
 def _object_text(text: str) -> str | None:

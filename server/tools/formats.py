@@ -9,6 +9,10 @@ from server.tools.call_text import END, CallText, Reading
 from server.tools.pieces import Piece, merged
 from server.tools.pythonic import pythonic
 
+MAX_NAME_LEN = 256
+"""With what is between it and the arguments. An answer that begins calls again and again, and never
+gives them any, would otherwise be read to its end for each."""
+
 
 class CallParser(Protocol):
     """Takes one answer apart."""
@@ -41,9 +45,8 @@ class TextParser:
         self._over = not self._starts()
 
     def feed(self, text: str) -> list[Piece]:
-        if not self._over:
-            for char in text:
-                self._send(char)
+        if text and not self._over:
+            self._send(text)
         return self._take()
 
     def finish(self) -> list[Piece]:
@@ -60,9 +63,9 @@ class TextParser:
             return False
         return True
 
-    def _send(self, char: str) -> None:
+    def _send(self, text: str) -> None:
         try:
-            self._reading.send(char)
+            self._reading.send(text)
         except StopIteration:
             self._over = True
 
@@ -132,11 +135,11 @@ def mistral(text: CallText) -> Reading[None]:
 
 def _named_call(text: CallText) -> Reading[bool]:
     read = ""
-    while (char := (yield from text.next())) not in ("{", END):
+    while (char := (yield from text.next())) not in ("{", END) and len(read) < MAX_NAME_LEN:
         read += char
     text.unread(char)
     name = read.partition("[")[0].strip()
-    if char == END or not name:
+    if char != "{" or not name:
         text.unread(read)
         return False
     return (yield from text.value(text.begin_call(name)))[1]

@@ -65,6 +65,11 @@ class JsonStream:
         """Whether the value is complete. A number alone is so only with what follows it."""
         return self._at is _At.DONE
 
+    @property
+    def is_in_string(self) -> bool:
+        """Whether characters that mean nothing in a string would be taken as they are."""
+        return self._at is _At.STRING
+
     def push(self, char: str) -> str | None:
         """The text that the next character brings; None if it does not belong to the value, of
         which nothing is changed then but that a number may be complete."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +38,16 @@ Piece = Content | Reasoning | CallBegin | CallArguments
 def merged(pieces: list[Piece]) -> list[Piece]:
     """The same with neighbours of one kind joined, and without what is empty."""
     result: list[Piece] = []
-    for piece in pieces:
-        last = result[-1] if result else None
-        match piece, last:
-            case (Content(""), _) | (Reasoning(""), _) | (CallArguments(_, ""), _):
-                pass
-            case Content(text), Content(before):
-                result[-1] = Content(before + text)
-            case Reasoning(text), Reasoning(before):
-                result[-1] = Reasoning(before + text)
-            case CallArguments(index, text), CallArguments(same, before) if same == index:
-                result[-1] = CallArguments(index, before + text)
-            case _:
-                result.append(piece)
+    said = (piece for piece in pieces if isinstance(piece, CallBegin) or piece.text)
+    for _, neighbours in groupby(said, _kind):
+        first, *others = neighbours
+        if isinstance(first, CallBegin) or not others:
+            result += [first, *others]
+        else:
+            texts = [each.text for each in (first, *others) if not isinstance(each, CallBegin)]
+            result.append(replace(first, text="".join(texts)))
     return result
+
+
+def _kind(piece: Piece) -> tuple[type[Piece], int | None]:
+    return type(piece), getattr(piece, "index", None)

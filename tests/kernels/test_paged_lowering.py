@@ -89,8 +89,10 @@ def test_decode_of_shared_prefixes(heads: tuple[int, int, int], dtype: Any, kv_d
 
 @DTYPES
 @HEADS
-def test_prefill(heads: tuple[int, int, int], dtype: Any, kv_dtype: Any) -> None:
-    rows, tokens = 256, 2048
+@pytest.mark.parametrize("tokens", [256, 2048])
+def test_prefill(heads: tuple[int, int, int], dtype: Any, kv_dtype: Any, tokens: int) -> None:
+    """In the layout for few queries, and in that for many."""
+    rows = 256
     table = ints(rows, MAX_PAGES)
     pages = cache(heads, kv_dtype)
     q = queries(tokens, heads, dtype)

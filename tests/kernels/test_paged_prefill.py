@@ -139,11 +139,19 @@ def test_tiles_begin_with_those_of_most_keys() -> None:
         assert np.count_nonzero(np.diff(row[about == each])) < len(set(row[about == each]))
 
 
+def test_what_a_window_hides_does_not_count() -> None:
+    """All tiles see about as many keys then, and rows stay together."""
+    kv_len = np.array([4000, 3000])
+    tiles = np.asarray(triton.tile_map(np.array([0, 640, 1280]), kv_len, 1280, 32, 200))
+    row = tiles[tiles[:, 2] > 0, 0]
+    assert np.array_equal(row, [1] * 20 + [0] * 20)
+
+
 @pytest.mark.parametrize(
     ("num_tokens", "dot_rows"), [(256, 64), (1024, 64), (1056, 64), (1088, 128), (8192, 128)]
 )
 def test_few_queries_are_cut_into_smaller_tiles(num_tokens: int, dot_rows: int) -> None:
-    """Heads of Llama 8B; 128 rows would keep fewer than 264 programs busy up to 1,056 tokens."""
+    """Heads of Llama 8B: up to 1,056 tokens, tiles of 128 rows would be 264 at most."""
     tuning = default_tuning(head_dim=128, itemsize=2, num_rows=num_tokens * 32)
     assert tuning.dot_rows == dot_rows
 

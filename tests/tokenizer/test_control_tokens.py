@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxsgl.tokenizer import TokenizerError
 from jaxsgl.tokenizer.chat_template import ChatTemplate
-from jaxsgl.tokenizer.control_tokens import ControlToken, ControlTokens
+from jaxsgl.tokenizer.control_tokens import ControlToken, ControlTokens, GuardedMessages
 
 TOKENS = ControlTokens(
     [
@@ -25,8 +25,8 @@ TOKENS = ControlTokens(
 PIECES = ["<", "s", ">", "<s>", "[INST", "]", "[INST]", "§", "a", "b", "aba", " ", "\n", "é", "{"]
 
 
-def restored(piece: str | int, originals: dict[int, str]) -> str | int:
-    return piece if isinstance(piece, int) else piece.translate(originals)
+def restored(piece: str | int, guarded: GuardedMessages) -> str | int:
+    return piece if isinstance(piece, int) else guarded.restored(piece)
 
 
 def test_splits_at_the_longest_token() -> None:
@@ -35,14 +35,43 @@ def test_splits_at_the_longest_token() -> None:
     assert list(TOKENS.split("plain")) == ["plain"]
 
 
+@given(
+    st.sets(st.text("<|a>.*[", min_size=1, max_size=6), min_size=1, max_size=9),
+    st.text("<|a>.*[x", max_size=60),
+)
+def test_finds_what_a_search_for_each_token_would(texts: set[str], text: str) -> None:
+    found = ControlTokens([ControlToken(each, n) for n, each in enumerate(sorted(texts))])
+    wanted: list[str | int] = []
+    at = 0
+    while at < len(text):
+        here = [each for each in texts if text.startswith(each, at)]
+        if here:
+            wanted.append(sorted(texts).index(max(here, key=len)))
+        elif wanted and isinstance(wanted[-1], str):
+            wanted[-1] += text[at]
+        else:
+            wanted.append(text[at])
+        at += len(max(here, key=len, default="x"))
+    assert list(found.split(text)) == wanted
+
+
 def test_white_space_around_a_token_that_takes_it() -> None:
     assert list(TOKENS.split("x \n<end>\n y<s> z")) == ["x", 6, "y", 1, " z"]
 
 
 def test_white_space_is_taken_once() -> None:
-    """Also where it would be a token itself."""
+    """Also where it would be a token itself, or begins one."""
     tokens = ControlTokens([ControlToken("<a>", 1, strips_right=True), ControlToken("\n", 2)])
     assert list(tokens.split("\n<a> \n x\n<a>")) == [2, 1, "x", 2, 1]
+    tokens = ControlTokens([ControlToken(">", 0, strips_right=True), ControlToken("\n>", 1)])
+    assert list(tokens.split(">\n> a")) == [0, 0, "a"]
+    tokens = ControlTokens([ControlToken("<a>", 1, strips_left=True), ControlToken("\n", 2)])
+    assert list(tokens.split("x\n<a> \t<a>")) == ["x", 2, 1, 1]
+
+
+def test_the_longest_token_wins_although_a_shorter_one_takes_white_space() -> None:
+    tokens = ControlTokens([ControlToken(">", 0, strips_left=True), ControlToken(">b", 1)])
+    assert list(tokens.split("a\n>b> a \n>")) == ["a\n", 1, 0, " a", 0]
 
 
 def test_a_vocabulary_without_control_tokens() -> None:
@@ -53,13 +82,11 @@ def test_a_vocabulary_without_control_tokens() -> None:
 
 @given(st.lists(st.sampled_from(PIECES)).map("".join))
 def test_guarded_text_has_no_token_and_can_be_restored(text: str) -> None:
-    messages, originals = TOKENS.guard([text], "")
-    (guarded,) = messages
-    assert len(guarded) == len(text)
-    assert guarded.translate(originals) == text
-    assert [restored(piece, originals) for piece in TOKENS.split(guarded)] == (
-        [text] if text else []
-    )
+    guarded = TOKENS.guard([text], "")
+    (message,) = guarded.messages
+    assert len(message) == len(text)
+    assert guarded.restored(message) == text
+    assert [restored(piece, guarded) for piece in TOKENS.split(message)] == ([text] if text else [])
 
 
 TEMPLATES = [
@@ -81,7 +108,7 @@ def test_only_the_template_writes_tokens(source: str, a: str, b: str) -> None:
     rendered = template.render(guarded.messages, False)
     found = [piece for piece in TOKENS.split(rendered) if isinstance(piece, int)]
     assert found == [1, 6]
-    assert rendered.translate(guarded.originals) == template.render(messages, False)
+    assert guarded.restored(rendered) == template.render(messages, False)
 
 
 def test_without_the_guard_messages_write_tokens() -> None:
@@ -104,9 +131,9 @@ def test_keys_and_roles_change_only_if_they_hold_a_whole_token() -> None:
 def test_a_stand_in_that_a_message_already_uses_is_not_taken() -> None:
     stand_ins = [chr(code) for code in range(0xF0000, 0xF0100)]
     message = "<s>" + "".join(stand_ins)
-    messages, originals = TOKENS.guard([message], "")
-    assert not originals.keys() & set(map(ord, stand_ins))
-    assert messages[0].translate(originals) == message
+    guarded = TOKENS.guard([message], "")
+    assert not guarded.originals.keys() & set(stand_ins)
+    assert guarded.restored(guarded.messages[0]) == message
 
 
 def test_messages_that_use_every_stand_in_are_refused() -> None:
