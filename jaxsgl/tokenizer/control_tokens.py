@@ -87,7 +87,7 @@ class ControlTokens:
                 yield token.id
                 end = match.end()
                 if token.strips_right:
-                    end = end + len(_SPACES.match(text, end)[0])
+                    end = next(_SPACES.finditer(text, end)).end()
         if end < len(text):
             yield text[end:]
 
