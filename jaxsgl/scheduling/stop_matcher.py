@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from jaxsgl.grammar.pattern_dfa import DEAD, PatternDfa, State
 
-_NOWHERE = re.compile(rb"(?!)")
-
 
 class _Found(NamedTuple):
     begin: int
@@ -36,7 +34,7 @@ class StopMatcher:
         self._texts = sorted(stops, key=len, reverse=True)
         self._stops = [text.encode() for text in self._texts]
         firsts = sorted({re.escape(stop[:1]) for stop in self._stops})
-        self._begins = re.compile(b"|".join(firsts)) if firsts else _NOWHERE
+        self._begins = re.compile(b"|".join(firsts))
         self._patterns = [_PatternSearch(dfa) for dfa in patterns]
         self._keep = keep
         self._held = b""

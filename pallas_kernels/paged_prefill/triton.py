@@ -157,7 +157,7 @@ def tile_map(
     pads the queries counts as a row without keys. There are as many tiles as the worst case needs,
     those of no queries last. The others begin with those that have most keys to look at, so that
     the work ends evenly; among about as many, tiles of one row stay together, since they share what
-    they read.
+    they read. A `window` hides the keys before it.
     """
     rows = kv_len.shape[0]
     starts = jnp.append(q_start, num_tokens).astype(jnp.int32)

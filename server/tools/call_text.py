@@ -13,7 +13,7 @@ from collections.abc import Generator
 from functools import cache
 from typing import Any
 
-from server.tools.json_stream import JsonStream
+from server.tools.json_stream import AS_THEY_ARE, JsonStream
 from server.tools.pieces import CallArguments, CallBegin, Content, Piece
 
 END = ""
@@ -21,7 +21,6 @@ END = ""
 BLANKS = " \t\r\n"
 _ARGUMENTS = ("arguments", "parameters")
 _ANYTHING = re.compile(".+", re.DOTALL)
-_INSIDE_STRING = re.compile(r'[^"\\\x00-\x1f]+')
 
 type Reading[T] = Generator[None, str, T]
 
@@ -144,16 +143,14 @@ class CallText:
         """
         stream, texts = JsonStream(), list[str]()
         while not stream.done:
-            if stream.is_in_string and (text := self.run(_INSIDE_STRING)):
-                texts.append(text)
-                if index is not None:
-                    self.argue(index, text)
-            char = yield from self.next()
-            text = None if char == END else stream.push(char)
-            if text is None:
-                if char != END:
-                    self.unread(char)
-                break
+            text = self.run(AS_THEY_ARE) if stream.is_in_string else None
+            if not text:
+                char = yield from self.next()
+                text = None if char == END else stream.push(char)
+                if text is None:
+                    if char != END:
+                        self.unread(char)
+                    break
             texts.append(text)
             if index is not None:
                 self.argue(index, text)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum, auto
 
 _BLANKS = " \t\r\n"
 _HEX = "0123456789abcdefABCDEF"
+AS_THEY_ARE = re.compile(r'[^"\\\x00-\x1f]+')
+"""Characters that `JsonStream.push` gives back in a string, and that change nothing there."""
 _LITERALS = {"t": "rue", "f": "alse", "n": "ull"}
 _MAX_DEPTH = 200
 
@@ -67,7 +70,7 @@ class JsonStream:
 
     @property
     def is_in_string(self) -> bool:
-        """Whether characters that mean nothing in a string would be taken as they are."""
+        """Whether `push` may be spared what matches AS_THEY_ARE."""
         return self._at is _At.STRING
 
     def push(self, char: str) -> str | None:
